@@ -11,6 +11,7 @@
 //! - [`fault`]: the shape every error takes before a person sees it; [`untrusted`]: text from outside
 //! - [`world`]: clock and randomness as traits, so that one seed can drive a whole world
 
+pub mod digest;
 pub mod fault;
 pub mod feed;
 pub mod health;
