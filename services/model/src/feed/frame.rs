@@ -74,6 +74,10 @@ pub struct Row {
     pub kind: RowKind,
     /// Whether it was injected.
     pub injected: bool,
+    /// A barrier that is consistent. Stands in its mark as well; here it is known without the payload.
+    pub consistent: bool,
+    /// A barrier that makes a recovery point.
+    pub point: bool,
     /// Which disk.
     pub disk: DiskIndex,
     /// Bytes of disk that change.
@@ -268,7 +272,11 @@ impl FrameHead {
             if data_sum(row.disk, row.offset, data) != row.data_sum {
                 return Err(FrameError::Sum { number, part: "a record's data" });
             }
-            if row.kind == RowKind::Barrier && Barrier::decode(data).is_none() {
+            if row.kind == RowKind::Barrier
+                && !Barrier::decode(data).is_some_and(|mark| {
+                    (mark.consistent, mark.point.is_some()) == (row.consistent, row.point)
+                })
+            {
                 return Err(FrameError::Field { number, field: "a barrier" });
             }
         }
@@ -314,12 +322,15 @@ impl Row {
             4 => RowKind::Break,
             _ => return None,
         };
-        if bytes[1] > 1 || bytes[48..64] != [0; 16] {
+        let flags_known = if kind == RowKind::Barrier { 6 } else { 1 };
+        if bytes[1] & !flags_known != 0 || bytes[48..64] != [0; 16] {
             return None;
         }
         let row = Self {
             kind,
-            injected: bytes[1] == 1,
+            injected: bytes[1] & 1 != 0,
+            consistent: bytes[1] & 2 != 0,
+            point: bytes[1] & 4 != 0,
             disk: DiskIndex(u16::from_le_bytes([bytes[2], bytes[3]])),
             length: u32_at(bytes, 4),
             offset: u64_at(bytes, 8),
@@ -346,7 +357,7 @@ impl Row {
             RowKind::Barrier => 3,
             RowKind::Break => 4,
         });
-        out.push(u8::from(self.injected));
+        out.push(u8::from(self.injected) | u8::from(self.consistent) << 1 | u8::from(self.point) << 2);
         out.extend_from_slice(&self.disk.0.to_le_bytes());
         out.extend_from_slice(&self.length.to_le_bytes());
         out.extend_from_slice(&self.offset.to_le_bytes());
@@ -386,9 +397,15 @@ impl FrameBuilder {
             Change::Break => (RowKind::Break, DiskIndex(0), 0, 0, false),
         };
         let data = &self.payload[data_at as usize..];
+        let (consistent, point) = match &record.change {
+            Change::Barrier(barrier) => (barrier.consistent, barrier.point.is_some()),
+            Change::Write { .. } | Change::Zero { .. } | Change::Break => (false, false),
+        };
         self.rows.push(Row {
             kind,
             injected,
+            consistent,
+            point,
             disk,
             length,
             offset,

@@ -3,6 +3,7 @@
 //! ```text
 //! 0  kind u8         1 write · 2 zero · 3 barrier · 4 break
 //! 1  flags u8        bit 0: injected (a read that was put into the feed, not a guest's write)
+//!                    barriers: bit 1: consistent · bit 2: makes a recovery point (both as in its mark)
 //! 2  disk u16        which disk; 0 for barrier and break
 //! 4  length u32      bytes of disk that change; 0 for barrier and break
 //! 8  offset u64      byte offset on the disk
@@ -180,6 +181,17 @@ impl Legality {
             Change::Barrier(barrier) => self.repairing = !barrier.consistent,
             change if change.is_injected() => self.repairing = true,
             Change::Write { .. } | Change::Zero { .. } => {}
+        }
+        !self.repairing
+    }
+    /// The same for a row of a frame's table, which tells enough.
+    pub fn after_row(&mut self, row: &super::frame::Row) -> bool {
+        use super::frame::RowKind;
+        match row.kind {
+            RowKind::Break => self.repairing = true,
+            RowKind::Barrier => self.repairing = !row.consistent,
+            RowKind::Write | RowKind::Zero if row.injected => self.repairing = true,
+            RowKind::Write | RowKind::Zero => {}
         }
         !self.repairing
     }

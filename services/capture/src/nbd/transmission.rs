@@ -1,0 +1,325 @@
+//! Requests and replies of one connection.
+//!
+//! A few workers share the connection: one reads a request while others carry theirs out, and each writes
+//! its own reply whole. At depth one a request never changes threads. Buffers belong to the worker and
+//! are used again.
+
+use super::handshake::{Agreed, CONTEXT_ID, violation};
+use super::server::{Connection, Socket};
+use super::{Extent, REQUEST_BYTES_MAX};
+use std::io::{self, IoSlice, Read, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+const REQUEST_MAGIC: u32 = 0x2560_9513;
+const SIMPLE_MAGIC: u32 = 0x6744_6698;
+const CHUNK_MAGIC: u32 = 0x668e_33ef;
+
+const CMD_READ: u16 = 0;
+const CMD_WRITE: u16 = 1;
+const CMD_DISC: u16 = 2;
+const CMD_FLUSH: u16 = 3;
+const CMD_TRIM: u16 = 4;
+const CMD_CACHE: u16 = 5;
+const CMD_WRITE_ZEROES: u16 = 6;
+const CMD_BLOCK_STATUS: u16 = 7;
+
+const FLAG_FUA: u16 = 1;
+const FLAG_NO_HOLE: u16 = 2;
+const FLAG_DF: u16 = 4;
+const FLAG_REQ_ONE: u16 = 8;
+const FLAG_FAST_ZERO: u16 = 16;
+
+const CHUNK_DONE: u16 = 1;
+const CHUNK_NONE: u16 = 0;
+const CHUNK_OFFSET_DATA: u16 = 1;
+const CHUNK_BLOCK_STATUS: u16 = 5;
+const CHUNK_ERROR: u16 = 0x8001;
+
+const EPERM: u32 = 1;
+const EIO: u32 = 5;
+const ENOMEM: u32 = 12;
+const EINVAL: u32 = 22;
+const ENOSPC: u32 = 28;
+const ENOTSUP: u32 = 95;
+
+/// Workers of one connection.
+const WORKERS: usize = 4;
+/// Runs in one answer about allocation.
+const EXTENTS_MAX: usize = 1024;
+/// A buffer that grew beyond this for one request is given back after it.
+const BUFFER_KEPT: usize = 1 << 20;
+
+#[derive(Clone, Copy)]
+struct Request {
+    flags: u16,
+    command: u16,
+    cookie: u64,
+    offset: u64,
+    length: u32,
+}
+
+struct Shared<'a> {
+    connection: &'a Connection,
+    agreed: &'a Agreed,
+    input: Mutex<()>,
+    output: Mutex<()>,
+    over: AtomicBool,
+}
+
+/// Serves requests until the client leaves or breaks the rules.
+pub(super) fn serve(connection: &Connection, agreed: &Agreed) -> io::Result<()> {
+    let shared = Shared {
+        connection,
+        agreed,
+        input: Mutex::new(()),
+        output: Mutex::new(()),
+        over: AtomicBool::new(false),
+    };
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (1..WORKERS)
+            .filter_map(|_| {
+                std::thread::Builder::new().name("nbd".into()).spawn_scoped(scope, || shared.work()).ok()
+            })
+            .collect();
+        let mut outcome = shared.work();
+        for worker in workers {
+            let ended = worker.join().unwrap_or_else(|_| Err(io::Error::other("a worker died")));
+            outcome = outcome.and(ended);
+        }
+        outcome
+    })
+}
+
+impl Shared<'_> {
+    fn work(&self) -> io::Result<()> {
+        let mut buffer = Vec::new();
+        let mut extents = Vec::new();
+        let worked = loop {
+            let request = {
+                let _turn = self.input.lock().unwrap_or_else(PoisonError::into_inner);
+                if self.over.load(Ordering::Acquire) {
+                    break Ok(());
+                }
+                match self.read_request(&mut buffer) {
+                    Ok(Some(request)) => request,
+                    Ok(None) => {
+                        self.over.store(true, Ordering::Release);
+                        break Ok(());
+                    }
+                    Err(error) => {
+                        self.over.store(true, Ordering::Release);
+                        break Err(error);
+                    }
+                }
+            };
+            if let Err(error) = self.answer(request, &mut buffer, &mut extents) {
+                self.over.store(true, Ordering::Release);
+                // Wakes the worker that waits for input.
+                self.connection.socket_ref().shutdown();
+                break Err(error);
+            }
+            if buffer.capacity() > BUFFER_KEPT {
+                buffer = Vec::new();
+            }
+        };
+        match worked {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(()),
+            worked => worked,
+        }
+    }
+
+    /// Reads a request, and a write's data into `buffer`. `None`: the client said goodbye.
+    fn read_request(&self, buffer: &mut Vec<u8>) -> io::Result<Option<Request>> {
+        let mut io = self.connection.socket();
+        let mut head = [0; 28];
+        io.read_exact(&mut head)?;
+        let word = |at: usize| u32::from_be_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
+        let long = |at: usize| u64::from(word(at)) << 32 | u64::from(word(at + 4));
+        if word(0) != REQUEST_MAGIC {
+            return Err(violation("a request does not begin with its magic"));
+        }
+        let request = Request {
+            flags: (word(4) >> 16) as u16,
+            command: (word(4) & 0xffff) as u16,
+            cookie: long(8),
+            offset: long(16),
+            length: word(24),
+        };
+        match request.command {
+            CMD_DISC => return Ok(None),
+            CMD_WRITE => {
+                if request.length > REQUEST_BYTES_MAX {
+                    // Its data would have to be read to go on.
+                    return Err(violation("a write longer than 32 MiB"));
+                }
+                buffer.resize(request.length as usize, 0);
+                io.read_exact(buffer)?;
+            }
+            _ => {}
+        }
+        Ok(Some(request))
+    }
+
+    fn answer(&self, request: Request, buffer: &mut Vec<u8>, extents: &mut Vec<Extent>) -> io::Result<()> {
+        let device = &*self.agreed.device;
+        let durable = request.flags & FLAG_FUA != 0;
+        let (offset, length) = (request.offset, u64::from(request.length));
+        if let Err(code) = self.check(&request) {
+            return self.reply_error(&request, code);
+        }
+        let done = match request.command {
+            CMD_READ => {
+                buffer.resize(request.length as usize, 0);
+                match device.read(offset, buffer) {
+                    Ok(()) => return self.reply_data(&request, buffer),
+                    Err(error) => Err(error),
+                }
+            }
+            CMD_WRITE => device.write(offset, buffer, durable),
+            CMD_FLUSH => device.flush(),
+            CMD_TRIM => device.zero(offset, length, true, durable),
+            CMD_WRITE_ZEROES => device.zero(offset, length, request.flags & FLAG_NO_HOLE == 0, durable),
+            CMD_CACHE => Ok(()),
+            // Checked above: nothing else is left.
+            _ => {
+                extents.clear();
+                match device.extents(offset, length, extents) {
+                    Ok(()) => return self.reply_extents(&request, extents),
+                    Err(error) => Err(error),
+                }
+            }
+        };
+        match done {
+            Ok(()) => self.reply_done(&request),
+            Err(error) => self.reply_error(&request, code_of(&error)),
+        }
+    }
+
+    fn check(&self, request: &Request) -> Result<(), u32> {
+        let device = &*self.agreed.device;
+        let (known, writes, ranged) = match request.command {
+            CMD_READ => (FLAG_DF, false, true),
+            CMD_WRITE => (FLAG_FUA, true, true),
+            CMD_FLUSH => (0, false, false),
+            CMD_TRIM => (FLAG_FUA, true, true),
+            CMD_CACHE => (0, false, true),
+            CMD_WRITE_ZEROES => (FLAG_FUA | FLAG_NO_HOLE, true, true),
+            CMD_BLOCK_STATUS if self.agreed.allocation => (FLAG_REQ_ONE, false, true),
+            _ => return Err(EINVAL),
+        };
+        if request.command == CMD_WRITE_ZEROES && request.flags & FLAG_FAST_ZERO != 0 {
+            return Err(ENOTSUP);
+        }
+        // FUA on a read is allowed to be ignored.
+        if request.flags & !(known | FLAG_FUA) != 0 {
+            return Err(EINVAL);
+        }
+        if writes && device.read_only() {
+            return Err(EPERM);
+        }
+        if !ranged {
+            return if request.offset == 0 && request.length == 0 { Ok(()) } else { Err(EINVAL) };
+        }
+        let inside =
+            request.offset.checked_add(request.length.into()).is_some_and(|end| end <= device.size());
+        if request.length == 0 || (request.command == CMD_READ && request.length > REQUEST_BYTES_MAX) {
+            return Err(EINVAL);
+        }
+        if !inside {
+            return Err(if writes { ENOSPC } else { EINVAL });
+        }
+        Ok(())
+    }
+
+    fn reply_done(&self, request: &Request) -> io::Result<()> {
+        if self.agreed.structured {
+            self.chunk(request, CHUNK_NONE, &[], &[])
+        } else {
+            self.simple(request, 0, &[])
+        }
+    }
+
+    fn reply_data(&self, request: &Request, data: &[u8]) -> io::Result<()> {
+        if self.agreed.structured {
+            self.chunk(request, CHUNK_OFFSET_DATA, &request.offset.to_be_bytes(), data)
+        } else {
+            self.simple(request, 0, data)
+        }
+    }
+
+    fn reply_error(&self, request: &Request, code: u32) -> io::Result<()> {
+        if self.agreed.structured {
+            let mut body = code.to_be_bytes().to_vec();
+            body.extend_from_slice(&0u16.to_be_bytes());
+            self.chunk(request, CHUNK_ERROR, &body, &[])
+        } else {
+            self.simple(request, code, &[])
+        }
+    }
+
+    fn reply_extents(&self, request: &Request, extents: &[Extent]) -> io::Result<()> {
+        let most = if request.flags & FLAG_REQ_ONE != 0 { 1 } else { EXTENTS_MAX };
+        let mut body = CONTEXT_ID.to_be_bytes().to_vec();
+        let mut left = u64::from(request.length);
+        for extent in extents.iter().take(most) {
+            let length = extent.length.min(left);
+            if length == 0 {
+                break;
+            }
+            left -= length;
+            body.extend_from_slice(&(length as u32).to_be_bytes());
+            // A hole that reads as zeroes: both flags.
+            body.extend_from_slice(&(if extent.data { 0u32 } else { 3 }).to_be_bytes());
+        }
+        self.chunk(request, CHUNK_BLOCK_STATUS, &body, &[])
+    }
+
+    fn simple(&self, request: &Request, code: u32, data: &[u8]) -> io::Result<()> {
+        let mut head = [0; 16];
+        head[..4].copy_from_slice(&SIMPLE_MAGIC.to_be_bytes());
+        head[4..8].copy_from_slice(&code.to_be_bytes());
+        head[8..].copy_from_slice(&request.cookie.to_be_bytes());
+        self.send(&head, &[], data)
+    }
+
+    fn chunk(&self, request: &Request, kind: u16, body: &[u8], data: &[u8]) -> io::Result<()> {
+        let mut head = [0; 20];
+        head[..4].copy_from_slice(&CHUNK_MAGIC.to_be_bytes());
+        head[4..6].copy_from_slice(&CHUNK_DONE.to_be_bytes());
+        head[6..8].copy_from_slice(&kind.to_be_bytes());
+        head[8..16].copy_from_slice(&request.cookie.to_be_bytes());
+        head[16..].copy_from_slice(&((body.len() + data.len()) as u32).to_be_bytes());
+        self.send(&head, body, data)
+    }
+
+    fn send(&self, head: &[u8], body: &[u8], data: &[u8]) -> io::Result<()> {
+        let _turn = self.output.lock().unwrap_or_else(PoisonError::into_inner);
+        write_all_of(
+            self.connection.socket_ref(),
+            &mut [IoSlice::new(head), IoSlice::new(body), IoSlice::new(data)],
+        )
+    }
+}
+
+fn write_all_of(mut socket: &Socket, mut parts: &mut [IoSlice<'_>]) -> io::Result<()> {
+    while parts.iter().any(|part| !part.is_empty()) {
+        match socket.write_vectored(parts) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => IoSlice::advance_slices(&mut parts, written),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+fn code_of(error: &io::Error) -> u32 {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => EPERM,
+        io::ErrorKind::OutOfMemory => ENOMEM,
+        io::ErrorKind::InvalidInput => EINVAL,
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ENOSPC,
+        _ => EIO,
+    }
+}
