@@ -1,1 +1,38 @@
-//! Room to be filled.
+//! The replica store of one machine: a base image per disk and a journal of frames since.
+//!
+//! - [`medium`]: a folder of files, as a trait with a real and a simulated implementation
+//! - [`segment`]: the journal's files; what survives a crash and how we know
+//! - [`extents`]: newest-wins maps of a disk
+//! - [`base`]: base images with a sum for every block, and the redo log of folding
+//! - [`store`]: opening, appending, positions, points, retention
+//! - [`view`]: a disk as of a position; [`overlay`]: what is written on top of one
+//! - [`marks`]: pins and proofs of points; [`manifest`]: what the store is and how far it is folded
+//!
+//! ```text
+//! <store>/manifest          what this store is: replaced atomically
+//! <store>/marks             pins and proofs: replaced atomically
+//! <store>/lock              held by the one process that has it open
+//! <store>/journal/00000001  segments, in order
+//! <store>/base/0.img .sum   the oldest retained state of disk 0
+//! <store>/base/redo         a fold under way
+//! <store>/views/<id>.cow    overlays
+//! ```
+//!
+//! Knows nothing of networks. Invariants: what `append` returned is on stable storage; nothing is returned
+//! whose checksum was not verified; a failed flush poisons the store until it is opened again.
+
+pub mod base;
+pub mod extents;
+pub mod manifest;
+pub mod marks;
+pub mod medium;
+pub mod overlay;
+pub mod segment;
+pub mod store;
+pub mod view;
+
+pub use manifest::DiskSpec;
+pub use medium::{Folder, Medium};
+pub use overlay::Overlay;
+pub use store::{Appended, PointInfo, ReplicaError, Resolved, State, Store};
+pub use view::View;

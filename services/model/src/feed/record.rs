@@ -174,6 +174,10 @@ impl Default for Legality {
 }
 
 impl Legality {
+    /// A feed that goes on from a state that was.
+    pub const fn legal() -> Self {
+        Self { repairing: false }
+    }
     /// Takes the next record and answers: may its position be brought up?
     pub fn after(&mut self, change: &Change) -> bool {
         match change {

@@ -1,0 +1,250 @@
+//! One file of the journal, and what survives a crash.
+//!
+//! ```text
+//! header, 64 bytes
+//! 0  magic "CTMSEG01"    8 version u32 = 1   12 zero u32   16 machine [16]   32 number u64   40 first frame u64
+//! 48 zero [8]            56 sum u64 (xxh3-64 of bytes 0..56)
+//! then records, back to back:
+//! 0  magic "CTMR"        4 envelope length u32   8 position u64 (of this record in this file)
+//! 16 segment number u64  24 frame number u64    32 epoch u64   40 zero [16]   56 sum u64 (xxh3-64 of bytes 0..56)
+//! 64 the envelope, exactly as it arrived (see continuum-model)
+//! ```
+//!
+//! The digest chain is in the envelopes' heads. A record that says another position, segment or number than
+//! where it stands was misdirected, and is treated as damage.
+//!
+//! Reading stops at the first bad record. In the newest segment that is the torn tail of a crash, unless a
+//! whole good record follows it: then it is damage, which is named and never cut away.
+
+use crate::medium::{Medium, MediumFile};
+use crate::store::ReplicaError;
+use continuum_model::feed::envelope::{ENVELOPE_BYTES, ENVELOPE_BYTES_MAX, EnvelopePrefix};
+use continuum_model::feed::{Envelope, FrameHead};
+use continuum_model::id::MachineId;
+use continuum_model::units::FrameNumber;
+use std::sync::Arc;
+use xxhash_rust::xxh3::xxh3_64;
+
+/// Bytes before the first record.
+pub const HEADER_BYTES: u64 = 64;
+/// Bytes before an envelope.
+pub const RECORD_BYTES: u64 = 64;
+/// A segment that is this long is closed.
+pub const SEGMENT_BYTES: u64 = 64 << 20;
+const MAGIC: &[u8; 8] = b"CTMSEG01";
+const RECORD_MAGIC: &[u8; 4] = b"CTMR";
+
+/// The name of a segment's file. The only place that knows it.
+pub fn file_name(number: u64) -> String {
+    format!("journal/{number:08}")
+}
+
+/// An open segment.
+pub struct Segment {
+    /// Its number.
+    pub number: u64,
+    /// The file.
+    pub file: Arc<dyn MediumFile>,
+    /// Where the next record goes.
+    pub end: u64,
+}
+
+/// A record that was found.
+pub struct Found {
+    /// Where its envelope starts.
+    pub at: u64,
+    /// How long its envelope is.
+    pub length: u32,
+    /// Its head.
+    pub head: FrameHead,
+}
+
+/// What reading a segment gave.
+pub struct Read {
+    /// The segment.
+    pub segment: Segment,
+    /// Its records, in order.
+    pub records: Vec<Found>,
+    /// Bytes at the end that are no whole record.
+    pub torn: u64,
+    /// Damage that is no torn tail.
+    pub damage: Option<String>,
+}
+
+impl Segment {
+    /// Makes a segment; durable, with its entry, when this returns.
+    pub fn create(
+        medium: &dyn Medium,
+        machine: MachineId,
+        number: u64,
+        first: FrameNumber,
+    ) -> Result<Self, ReplicaError> {
+        let name = file_name(number);
+        let io = |error| ReplicaError::io(&name, error);
+        let file = medium.open(&name, true).map_err(io)?;
+        let mut header = [0; HEADER_BYTES as usize];
+        header[..8].copy_from_slice(MAGIC);
+        header[8..12].copy_from_slice(&1u32.to_le_bytes());
+        header[16..32].copy_from_slice(machine.as_bytes());
+        header[32..40].copy_from_slice(&number.to_le_bytes());
+        header[40..48].copy_from_slice(&first.0.to_le_bytes());
+        let sum = xxh3_64(&header[..56]);
+        header[56..].copy_from_slice(&sum.to_le_bytes());
+        file.set_len(0).map_err(io)?;
+        file.write_at(0, &[&header]).map_err(io)?;
+        file.sync().map_err(io)?;
+        medium.sync_folder("journal").map_err(io)?;
+        Ok(Self { number, file: file.into(), end: HEADER_BYTES })
+    }
+
+    /// The bytes that go before an envelope of this length at `position`.
+    pub fn record_header(&self, position: u64, envelope: &Envelope) -> [u8; RECORD_BYTES as usize] {
+        let mut header = [0; RECORD_BYTES as usize];
+        header[..4].copy_from_slice(RECORD_MAGIC);
+        header[4..8].copy_from_slice(&(envelope.len() as u32).to_le_bytes());
+        header[8..16].copy_from_slice(&position.to_le_bytes());
+        header[16..24].copy_from_slice(&self.number.to_le_bytes());
+        header[24..32].copy_from_slice(&envelope.head.identity.number.0.to_le_bytes());
+        header[32..40].copy_from_slice(&envelope.head.identity.epoch.0.to_le_bytes());
+        let sum = xxh3_64(&header[..56]);
+        header[56..].copy_from_slice(&sum.to_le_bytes());
+        header
+    }
+
+    /// Reads a segment. With `payloads` every stored payload is checked too (the newest one, whose tail may
+    /// be torn); else only heads are read.
+    pub fn read(
+        medium: &dyn Medium,
+        machine: MachineId,
+        number: u64,
+        payloads: bool,
+    ) -> Result<Read, ReplicaError> {
+        let name = file_name(number);
+        let io = |error| ReplicaError::io(&name, error);
+        let file: Arc<dyn MediumFile> = medium.open(&name, false).map_err(io)?.into();
+        let length = file.len().map_err(io)?;
+        let mut segment = Self { number, file, end: HEADER_BYTES };
+        if let Err(reason) = segment.check_header(machine, length) {
+            // A header that never became durable belongs to a segment that holds nothing.
+            let torn = payloads && length <= HEADER_BYTES;
+            let damage = (!torn).then_some(reason);
+            segment.end = if torn { 0 } else { HEADER_BYTES };
+            return Ok(Read { segment, records: Vec::new(), torn: length, damage });
+        }
+        let mut records = Vec::new();
+        let mut damage = None;
+        while segment.end < length {
+            match segment.read_record(segment.end, length, payloads) {
+                Ok(found) => {
+                    segment.end = found.at + u64::from(found.length);
+                    records.push(found);
+                }
+                Err(reason) => {
+                    if !payloads || segment.another_follows(segment.end, length) {
+                        damage = Some(format!("segment {number} at {}: {reason}", segment.end));
+                    }
+                    break;
+                }
+            }
+        }
+        let torn = length.saturating_sub(segment.end);
+        Ok(Read { segment, records, torn, damage })
+    }
+
+    fn check_header(&self, machine: MachineId, length: u64) -> Result<(), String> {
+        let mut header = [0; HEADER_BYTES as usize];
+        if length < HEADER_BYTES || self.file.read_at(0, &mut header).is_err() {
+            return Err(format!("segment {}: it is cut inside its header", self.number));
+        }
+        let sum = u64::from_le_bytes(header[56..].try_into().unwrap_or_default());
+        let reason = if &header[..8] != MAGIC {
+            "not a journal segment"
+        } else if xxh3_64(&header[..56]) != sum {
+            "its header does not match its checksum"
+        } else if header[8..12] != 1u32.to_le_bytes() {
+            "written by a newer version; update this program"
+        } else if header[16..32] != *machine.as_bytes() {
+            "it belongs to another machine"
+        } else if header[32..40] != self.number.to_le_bytes() {
+            "it was written as another segment"
+        } else {
+            return Ok(());
+        };
+        Err(format!("segment {}: {reason}", self.number))
+    }
+
+    fn read_record(&self, at: u64, end: u64, payload: bool) -> Result<Found, &'static str> {
+        let mut bytes = [0; RECORD_BYTES as usize + ENVELOPE_BYTES];
+        if end - at < bytes.len() as u64 || self.file.read_at(at, &mut bytes).is_err() {
+            return Err("cut record");
+        }
+        let (record, prefix) = bytes.split_at(RECORD_BYTES as usize);
+        let long = |at: usize| u64::from_le_bytes(record[at..at + 8].try_into().unwrap_or_default());
+        if &record[..4] != RECORD_MAGIC || xxh3_64(&record[..56]) != long(56) {
+            return Err("bad record header");
+        }
+        if long(8) != at || long(16) != self.number {
+            return Err("a record of another place");
+        }
+        let length = u32::from_le_bytes([record[4], record[5], record[6], record[7]]);
+        let start = at + RECORD_BYTES;
+        if length as usize > ENVELOPE_BYTES_MAX || end - start < u64::from(length) {
+            return Err("cut envelope");
+        }
+        let prefix: &[u8; ENVELOPE_BYTES] = prefix.try_into().map_err(|_| "bad envelope")?;
+        let prefix = EnvelopePrefix::decode(prefix).map_err(|_| "bad envelope")?;
+        if ENVELOPE_BYTES + prefix.body_len() != length as usize {
+            return Err("an envelope of another length");
+        }
+        let read = if payload { prefix.body_len() } else { prefix.head_len };
+        let mut body = vec![0; read];
+        self.file.read_at(start + ENVELOPE_BYTES as u64, &mut body).map_err(|_| "unreadable envelope")?;
+        let head = if payload {
+            prefix.open(body.into()).map_err(|_| "bad envelope")?.head
+        } else {
+            FrameHead::decode(&body.into()).map_err(|_| "bad frame head")?
+        };
+        if head.identity.number.0 != long(24) {
+            return Err("a frame of another number");
+        }
+        Ok(Found { at: start, length, head })
+    }
+
+    /// Whether a whole good record stands anywhere after `from`: then what is bad there is no torn tail.
+    fn another_follows(&self, from: u64, end: u64) -> bool {
+        const WINDOW: usize = 1 << 20;
+        let mut at = from + 1;
+        while at + RECORD_BYTES <= end {
+            let mut window = vec![0; WINDOW.min((end - at) as usize)];
+            if self.file.read_at(at, &mut window).is_err() {
+                return false;
+            }
+            let hits = window.windows(4).enumerate().filter(|(_, bytes)| *bytes == RECORD_MAGIC);
+            for (skip, _) in hits {
+                if self.read_record(at + skip as u64, end, true).is_ok() {
+                    return true;
+                }
+            }
+            at += window.len() as u64 - 3.min(window.len() as u64 - 1);
+            if window.len() < WINDOW {
+                break;
+            }
+        }
+        false
+    }
+}
+
+/// Reads and verifies the envelope at a place.
+pub fn read_envelope(
+    file: &dyn MediumFile,
+    number: u64,
+    at: u64,
+    length: u32,
+) -> Result<Envelope, ReplicaError> {
+    let name = file_name(number);
+    let mut bytes = vec![0; length as usize];
+    file.read_at(at, &mut bytes).map_err(|error| ReplicaError::io(&name, error))?;
+    let (envelope, _) = Envelope::decode(&bytes.into())
+        .map_err(|error| ReplicaError::Damaged { file: name, reason: format!("at {at}: {error}") })?;
+    Ok(envelope)
+}

@@ -1,0 +1,1095 @@
+//! Opening, appending, positions, points, retention.
+//!
+//! The index of the journal lies in memory, one entry a record, rebuilt from frame heads when the store is
+//! opened. Frames themselves are read from their segments when a view asks for them, through a small cache
+//! of decompressed payloads.
+//!
+//! Locks, in this order: `views` (held while a fold is at work: no view opens meanwhile), `ingest`, `index`,
+//! `base`. Ingest never waits for a fold's reading and writing, only for its last moment.
+//!
+//! A **legal run** is a stretch of records whose every boundary may be brought up; between runs lie gaps.
+
+use crate::base::{Base, Blocks};
+use crate::manifest::{self, DiskSpec, FORMAT, Manifest};
+use crate::marks::{Mark, Marks, Proofs};
+use crate::medium::{Medium, MediumFile};
+use crate::overlay::Overlay;
+use crate::segment::{self, RECORD_BYTES, SEGMENT_BYTES, Segment};
+use crate::view::View;
+use bytes::Bytes as Data;
+use continuum_model::feed::frame::{Row, RowKind};
+use continuum_model::feed::{Barrier, Codec, Envelope, Frame, FrameError, Legality};
+use continuum_model::id::{MachineId, PointId, ViewId};
+use continuum_model::point::{PointChoice, PointKind};
+use continuum_model::time::Timestamp;
+use continuum_model::units::{Bytes, DiskIndex, Epoch, FrameNumber, REGION_BYTES, Sequence};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+/// Decompressed payloads kept for views.
+const CACHE_BYTES: usize = 64 << 20;
+/// Payload that one slice of folding takes on.
+const FOLD_BYTES: u64 = 32 << 20;
+
+/// What went wrong.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplicaError {
+    /// The disk under the store failed.
+    #[error("{file}: the store's disk failed; see to it and start the master target again")]
+    Io {
+        /// Which file.
+        file: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A file is not what was written.
+    #[error(
+        "{file} is damaged: {reason}; points that need it are not offered, others are; repair is a new copy from the source"
+    )]
+    Damaged {
+        /// Which file.
+        file: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A write failed before; nothing after it is believed.
+    #[error(
+        "a write to this store failed before, so nothing more is taken: restart the master target, which reads back what is durable"
+    )]
+    Poisoned,
+    /// A frame of another machine.
+    #[error("a frame of machine {got} was sent to the replica of {expected}")]
+    WrongMachine {
+        /// Whose store.
+        expected: MachineId,
+        /// Whose frame.
+        got: MachineId,
+    },
+    /// An old writer.
+    #[error("epoch {got} is superseded by {current}: this source was failed over and may not write any more")]
+    EpochSuperseded {
+        /// The writer's.
+        got: Epoch,
+        /// The newest.
+        current: Epoch,
+    },
+    /// A writer that the vault has not announced.
+    #[error("epoch {got} is not announced here yet (current: {current}); it is tried again")]
+    EpochUnknown {
+        /// The writer's.
+        got: Epoch,
+        /// The newest.
+        current: Epoch,
+    },
+    /// Something is missing before this frame.
+    #[error("frame {got} does not follow frame {last}; the stream starts again from there")]
+    Gap {
+        /// The last one here.
+        last: FrameNumber,
+        /// The one sent.
+        got: FrameNumber,
+    },
+    /// The frame continues another history.
+    #[error("frame {0} continues another history than this replica holds; nothing of it was used")]
+    Chain(FrameNumber),
+    /// The frame is damaged or hostile.
+    #[error("the frame was refused")]
+    Frame(#[from] FrameError),
+    /// A change outside its disk.
+    #[error("write [{start},{end}) outside disk {disk} of size {size}; the frame was refused whole")]
+    Outside {
+        /// Which disk.
+        disk: DiskIndex,
+        /// From.
+        start: u64,
+        /// To.
+        end: u64,
+        /// The disk's size.
+        size: u64,
+    },
+    /// A disk that this machine does not have.
+    #[error("this machine has no disk {0}")]
+    NoDisk(DiskIndex),
+    /// No such point.
+    #[error("{asked} cannot be brought up: {reason}{}", nearest.map(|at| format!("; nearest: {at}")).unwrap_or_default())]
+    NoPoint {
+        /// What was asked for.
+        asked: String,
+        /// Why not.
+        reason: &'static str,
+        /// What could be.
+        nearest: Option<Timestamp>,
+    },
+    /// The store's own machine or disks differ from what was asked for.
+    #[error("this store holds {found}, not {asked}; nothing was touched")]
+    Mismatch {
+        /// What is there.
+        found: String,
+        /// What was wanted.
+        asked: String,
+    },
+}
+
+impl ReplicaError {
+    pub(crate) fn io(file: &str, source: io::Error) -> Self {
+        Self::Io { file: file.to_owned(), source }
+    }
+}
+
+/// What is durable after an append.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Appended {
+    /// The last frame.
+    pub number: FrameNumber,
+    /// Its digest.
+    pub digest: u128,
+    /// Its last record.
+    pub sequence: Sequence,
+    /// That record's moment.
+    pub newest: Timestamp,
+    /// Frames that were here already.
+    pub duplicates: u64,
+}
+
+/// How a replica is.
+#[derive(Debug, Clone, PartialEq)]
+pub struct State {
+    /// The newest epoch.
+    pub epoch: Epoch,
+    /// What is durable.
+    pub last: Appended,
+    /// The newest moment that can be brought up.
+    pub newest_legal: Option<Timestamp>,
+    /// The oldest.
+    pub oldest_legal: Option<Timestamp>,
+    /// Bytes of journal.
+    pub history_bytes: u64,
+    /// Listed points.
+    pub points: usize,
+    /// The newest application-consistent one.
+    pub newest_app: Option<Timestamp>,
+    /// Why it takes no frames.
+    pub damage: Option<String>,
+}
+
+/// A listed point.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PointInfo {
+    /// Its id.
+    pub id: PointId,
+    /// Its place.
+    pub position: Sequence,
+    /// Its moment.
+    pub time: Timestamp,
+    /// Its kind.
+    pub kind: PointKind,
+    /// Its name; text from outside.
+    pub name: String,
+    /// Pins and proofs.
+    pub mark: Mark,
+}
+
+/// A moment that was asked for, found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Resolved {
+    /// Its place.
+    pub position: Sequence,
+    /// Its moment.
+    pub time: Timestamp,
+    /// The listed point at that place, where there is one.
+    pub point: Option<PointInfo>,
+    /// The moment asked for lies in a gap: between these two.
+    pub gap: Option<(Timestamp, Timestamp)>,
+    /// Bytes and records that come after it.
+    pub loss: (u64, u64),
+}
+
+/// A stretch whose every boundary may be brought up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct LegalRun {
+    from: (Sequence, Timestamp),
+    to: (Sequence, Timestamp),
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Entry {
+    pub(crate) sequence: Sequence,
+    pub(crate) time: Timestamp,
+    pub(crate) offset: u64,
+    pub(crate) frame: FrameNumber,
+    pub(crate) length: u32,
+    pub(crate) data_at: u32,
+    pub(crate) disk: DiskIndex,
+    pub(crate) kind: RowKind,
+}
+
+#[derive(Clone)]
+struct FrameAt {
+    number: FrameNumber,
+    digest: u128,
+    segment: u64,
+    at: u64,
+    length: u32,
+    last: (Sequence, Timestamp),
+}
+
+struct Index {
+    manifest: Manifest,
+    marks: Marks,
+    frames: VecDeque<FrameAt>,
+    entries: VecDeque<Entry>,
+    runs: VecDeque<LegalRun>,
+    points: BTreeMap<Sequence, PointInfo>,
+    segments: BTreeMap<u64, (Arc<dyn MediumFile>, u64)>,
+    legality: Legality,
+    last: Appended,
+    damage: Option<String>,
+}
+
+struct Ingest {
+    active: Option<Segment>,
+    next_segment: u64,
+    poisoned: bool,
+}
+
+pub(crate) struct Core {
+    medium: Arc<dyn Medium>,
+    machine: MachineId,
+    pub(crate) disks: Vec<DiskSpec>,
+    views: Mutex<usize>,
+    ingest: Mutex<Ingest>,
+    index: RwLock<Index>,
+    base: RwLock<Base>,
+    cache: Mutex<Cache>,
+}
+
+#[derive(Default)]
+struct Cache {
+    frames: HashMap<FrameNumber, Frame>,
+    order: VecDeque<FrameNumber>,
+    bytes: usize,
+}
+
+/// The replica of one machine.
+#[derive(Clone)]
+pub struct Store {
+    core: Arc<Core>,
+}
+
+impl Store {
+    /// Opens a store, made where there is none, and replays what survived. The text tells what was found.
+    pub fn open_or_create(
+        medium: Arc<dyn Medium>,
+        machine: MachineId,
+        disks: &[DiskSpec],
+    ) -> Result<(Self, Vec<String>), ReplicaError> {
+        for folder in ["journal", "base", "views"] {
+            medium.make_folder(folder).map_err(|error| ReplicaError::io(folder, error))?;
+        }
+        let found: Option<Manifest> = manifest::read(&*medium, "manifest")?;
+        let manifest = match found {
+            Some(manifest) => {
+                if manifest.format != FORMAT {
+                    return Err(ReplicaError::Mismatch {
+                        found: format!("format {}", manifest.format),
+                        asked: format!("format {FORMAT}, which this program reads"),
+                    });
+                }
+                if manifest.machine != machine || manifest.disks != disks {
+                    return Err(ReplicaError::Mismatch {
+                        found: format!("machine {} with disks {:?}", manifest.machine, manifest.disks),
+                        asked: format!("machine {machine} with disks {disks:?}"),
+                    });
+                }
+                manifest
+            }
+            None => {
+                let manifest = Manifest {
+                    format: FORMAT,
+                    machine,
+                    disks: disks.to_vec(),
+                    epoch: Epoch(0),
+                    base_sequence: Sequence(0),
+                    base_time: Timestamp::from_micros(0),
+                    base_frame: FrameNumber(0),
+                    base_digest: format!("{:032x}", 0),
+                    base_legal: false,
+                };
+                manifest::replace(&*medium, "manifest", &manifest)?;
+                manifest
+            }
+        };
+        let base = Base::open(&*medium, disks)?;
+        let marks = manifest::read(&*medium, "marks")?.unwrap_or_default();
+        let mut findings = Vec::new();
+        let (index, ingest) = replay(&*medium, manifest, marks, &base, &mut findings)?;
+        let core = Core {
+            medium,
+            machine,
+            disks: disks.to_vec(),
+            views: Mutex::new(0),
+            ingest: Mutex::new(ingest),
+            index: RwLock::new(index),
+            base: RwLock::new(base),
+            cache: Mutex::default(),
+        };
+        Ok((Self { core: Arc::new(core) }, findings))
+    }
+
+    /// The disks of this machine.
+    pub fn disks(&self) -> &[DiskSpec] {
+        &self.core.disks
+    }
+
+    /// Announces an epoch: writers of older ones are refused from now on. Durable when this returns.
+    pub fn fence(&self, epoch: Epoch) -> Result<(), ReplicaError> {
+        let _ingest = self.core.ingest();
+        let mut index = self.core.index_mut();
+        if epoch > index.manifest.epoch {
+            let manifest = Manifest { epoch, ..index.manifest.clone() };
+            manifest::replace(&*self.core.medium, "manifest", &manifest)?;
+            index.manifest = manifest;
+        }
+        Ok(())
+    }
+
+    /// Appends frames, with one sync for all. What this returns is on stable storage.
+    ///
+    /// Frames that are here already are skipped. Errors: the whole group is refused, and nothing of it is
+    /// acknowledged; after a failed write or sync the store takes nothing more until it is opened again.
+    pub fn append(&self, envelopes: &[Envelope]) -> Result<Appended, ReplicaError> {
+        let core = &*self.core;
+        let mut ingest = core.ingest();
+        if ingest.poisoned {
+            return Err(ReplicaError::Poisoned);
+        }
+        let (mut last, epoch, damage) = {
+            let index = core.index();
+            (index.last, index.manifest.epoch, index.damage.clone())
+        };
+        if let Some(reason) = damage {
+            return Err(ReplicaError::Damaged { file: "journal".into(), reason });
+        }
+        last.duplicates = 0;
+        let mut frames = Vec::with_capacity(envelopes.len());
+        for envelope in envelopes {
+            let identity = &envelope.head.identity;
+            if identity.machine != core.machine {
+                return Err(ReplicaError::WrongMachine { expected: core.machine, got: identity.machine });
+            }
+            if identity.epoch < epoch {
+                return Err(ReplicaError::EpochSuperseded { got: identity.epoch, current: epoch });
+            }
+            if identity.epoch > epoch {
+                return Err(ReplicaError::EpochUnknown { got: identity.epoch, current: epoch });
+            }
+            if identity.number <= last.number {
+                last.duplicates += 1;
+                continue;
+            }
+            if identity.number != last.number.next() {
+                return Err(ReplicaError::Gap { last: last.number, got: identity.number });
+            }
+            if identity.previous != last.digest
+                || envelope.head.first_sequence <= last.sequence
+                || envelope.head.first_time <= last.newest
+            {
+                return Err(ReplicaError::Chain(identity.number));
+            }
+            for row in &envelope.head.rows {
+                core.check_bounds(row)?;
+            }
+            // Decompressed and verified whole before it counts.
+            let frame = open_envelope(envelope)?;
+            last.number = identity.number;
+            last.digest = envelope.head.digest;
+            last.sequence = envelope.head.last_sequence();
+            last.newest = envelope.head.last_time;
+            frames.push((envelope, frame));
+        }
+        if frames.is_empty() {
+            return Ok(last);
+        }
+        let places = match core.write_group(&mut ingest, &frames) {
+            Ok(places) => places,
+            Err(error) => {
+                ingest.poisoned = true;
+                return Err(error);
+            }
+        };
+        let mut index = core.index_mut();
+        for ((envelope, frame), (segment, file, at, end)) in frames.iter().zip(places) {
+            index.segments.insert(segment, (file, end));
+            index.add(&envelope.head, segment, at, envelope.len() as u32, Some(frame));
+        }
+        index.last = Appended { duplicates: 0, ..last };
+        Ok(last)
+    }
+
+    /// How it is.
+    pub fn state(&self) -> State {
+        let index = self.core.index();
+        let newest_app =
+            index.points.values().rev().find(|point| point.kind == PointKind::App).map(|point| point.time);
+        State {
+            epoch: index.manifest.epoch,
+            last: index.last,
+            newest_legal: index.runs.back().map(|run| run.to.1),
+            oldest_legal: index.runs.front().map(|run| run.from.1),
+            history_bytes: index.segments.values().map(|(_, end)| *end).sum(),
+            points: index.points.len(),
+            newest_app,
+            damage: index.damage.clone(),
+        }
+    }
+
+    /// Listed points after a place, oldest first.
+    pub fn points_after(&self, after: Sequence) -> Vec<PointInfo> {
+        self.core.index().points.range(after.next()..).map(|(_, point)| point.clone()).collect()
+    }
+
+    /// Stretches between `from` and `to` in which nothing can be brought up.
+    pub fn gaps(&self, from: Timestamp, to: Timestamp) -> Vec<(Timestamp, Timestamp)> {
+        let index = self.core.index();
+        let pairs = index.runs.iter().zip(index.runs.iter().skip(1));
+        let mut gaps: Vec<_> = pairs.map(|(left, right)| (left.to.1, right.from.1)).collect();
+        if let Some(last) = index.runs.back()
+            && !index.legality.is_legal()
+        {
+            gaps.push((last.to.1, index.last.newest));
+        }
+        gaps.retain(|gap| gap.1 >= from && gap.0 <= to);
+        gaps
+    }
+
+    /// Bytes that changed in each of `buckets` equal parts of a stretch of time.
+    pub fn churn(&self, from: Timestamp, to: Timestamp, buckets: usize) -> Vec<u64> {
+        let mut churn = vec![0; buckets];
+        let span = to.since(from).as_micros().max(1);
+        let index = self.core.index();
+        let first = index.entries.partition_point(|entry| entry.time < from);
+        for entry in index.entries.range(first..).take_while(|entry| entry.time < to) {
+            let bucket = entry.time.since(from).as_micros() * buckets as u128 / span;
+            if let Some(sum) = churn.get_mut(bucket as usize)
+                && entry.kind == RowKind::Write
+            {
+                *sum += u64::from(entry.length);
+            }
+        }
+        churn
+    }
+
+    /// Finds the moment that is asked for.
+    pub fn resolve(&self, choice: &PointChoice) -> Result<Resolved, ReplicaError> {
+        let index = self.core.index();
+        let none = |reason: &'static str, nearest| ReplicaError::NoPoint {
+            asked: choice.to_string(),
+            reason,
+            nearest,
+        };
+        let (Some(oldest), Some(newest)) = (index.runs.front(), index.runs.back()) else {
+            return Err(none("no recovery point exists yet: the first copy is not complete", None));
+        };
+        let (place, gap) = match choice {
+            PointChoice::Latest | PointChoice::LatestProcessed => (newest.to, None),
+            PointChoice::LatestApplication => {
+                let point = index.points.values().rev().find(|point| point.kind == PointKind::App);
+                let point = point
+                    .ok_or_else(|| none("there is no application-consistent point", Some(newest.to.1)))?;
+                ((point.position, point.time), None)
+            }
+            PointChoice::Id(id) => {
+                let point = index.points.values().find(|point| point.id == *id);
+                let point = point.ok_or_else(|| none("no such point, or it expired", Some(newest.to.1)))?;
+                ((point.position, point.time), None)
+            }
+            PointChoice::Moment(at) => {
+                let after = index.runs.partition_point(|run| run.from.1 <= *at);
+                if after == 0 {
+                    return Err(none("it is older than the history that is kept", Some(oldest.from.1)));
+                }
+                let run = index.runs[after - 1];
+                if *at >= run.to.1 {
+                    let next = index.runs.get(after).map(|next| next.from.1);
+                    let broken = next.or((!index.legality.is_legal()).then_some(index.last.newest));
+                    (run.to, broken.filter(|_| *at > run.to.1).map(|end| (run.to.1, end)))
+                } else {
+                    let entry = index.entries.partition_point(|entry| entry.time <= *at);
+                    let entry = entry.checked_sub(1).and_then(|entry| index.entries.get(entry));
+                    (
+                        entry
+                            .filter(|entry| entry.time >= run.from.1)
+                            .map_or(run.from, |entry| (entry.sequence, entry.time)),
+                        None,
+                    )
+                }
+            }
+        };
+        let first_lost = index.entries.partition_point(|entry| entry.sequence <= place.0);
+        let lost = index
+            .entries
+            .range(first_lost..)
+            .filter(|entry| matches!(entry.kind, RowKind::Write | RowKind::Zero));
+        let loss =
+            lost.fold((0, 0), |(bytes, records), entry| (bytes + u64::from(entry.length), records + 1));
+        Ok(Resolved {
+            position: place.0,
+            time: place.1,
+            point: index.points.get(&place.0).cloned(),
+            gap,
+            loss,
+        })
+    }
+
+    /// The listed points next to a place: before and after.
+    pub fn neighbours(&self, position: Sequence) -> (Option<PointInfo>, Option<PointInfo>) {
+        let index = self.core.index();
+        let before = index.points.range(..position).next_back().map(|(_, point)| point.clone());
+        (before, index.points.range(position.next()..).next().map(|(_, point)| point.clone()))
+    }
+
+    /// Opens every disk as of a position. Costs by the number of records, never by their bytes.
+    pub fn open_view(&self, position: Sequence) -> Result<View, ReplicaError> {
+        let mut views = self.core.views.lock().unwrap_or_else(PoisonError::into_inner);
+        let index = self.core.index();
+        let legal = index.runs.iter().any(|run| run.from.0 <= position && position <= run.to.0);
+        if !legal {
+            let nearest = index.runs.back().map(|run| run.to.1);
+            return Err(ReplicaError::NoPoint {
+                asked: format!("position {position}"),
+                reason: "it is no state that the source was in, or it expired",
+                nearest,
+            });
+        }
+        let end = index.entries.partition_point(|entry| entry.sequence <= position);
+        let view = View::new(self.core.clone(), index.entries.range(..end));
+        *views += 1;
+        Ok(view)
+    }
+
+    /// Opens an overlay on a view, or again the one that this id had.
+    pub fn open_overlay(&self, view: View, id: ViewId) -> Result<Overlay, ReplicaError> {
+        Overlay::open(&*self.core.medium, view, id)
+    }
+
+    /// Removes an overlay's file. One that is not there is fine.
+    pub fn remove_overlay(&self, id: ViewId) -> Result<(), ReplicaError> {
+        Overlay::remove(&*self.core.medium, id)
+    }
+
+    /// Pins or unpins a point, or adds proofs to it.
+    pub fn mark(&self, id: PointId, change: impl FnOnce(&mut Mark)) -> Result<(), ReplicaError> {
+        let mut index = self.core.index_mut();
+        let Some(position) = index.points.iter().find(|(_, point)| point.id == id).map(|(at, _)| *at) else {
+            return Err(ReplicaError::NoPoint {
+                asked: id.to_string(),
+                reason: "no such point, or it expired",
+                nearest: None,
+            });
+        };
+        let mut marks = index.marks.clone();
+        change(marks.points.entry(id).or_default());
+        manifest::replace(&*self.core.medium, "marks", &marks)?;
+        let mark = marks.points.get(&id).copied().unwrap_or_default();
+        index.marks = marks;
+        if let Some(point) = index.points.get_mut(&position) {
+            point.mark = mark;
+        }
+        Ok(())
+    }
+
+    /// Adds what was proven of a point.
+    pub fn prove(&self, id: PointId, proofs: Proofs) -> Result<(), ReplicaError> {
+        self.mark(id, |mark| {
+            mark.proofs.booted = proofs.booted.or(mark.proofs.booted);
+            mark.proofs.probed = proofs.probed.or(mark.proofs.probed);
+            mark.proofs.digest_equal = proofs.digest_equal.or(mark.proofs.digest_equal);
+        })
+    }
+
+    /// Folds one slice of history older than `until` (or beyond `bytes_max`) into the base. Returns whether
+    /// there is more to do. Never below a pinned point, never while a view is open, never the newest run.
+    pub fn fold(&self, until: Timestamp, bytes_max: Option<Bytes>) -> Result<bool, ReplicaError> {
+        let core = &*self.core;
+        // Held to the end: a view that opened now would lose what it reads.
+        let views = core.views.lock().unwrap_or_else(PoisonError::into_inner);
+        if *views > 0 {
+            return Ok(false);
+        }
+        let Some((target, more)) = core.fold_target(until, bytes_max) else { return Ok(false) };
+        let blocks = core.fold_blocks(target.last.0)?;
+        let base = core.base.write().unwrap_or_else(PoisonError::into_inner);
+        base.apply(&*core.medium, target.last.0, &blocks)?;
+        drop(base);
+        core.advance(&target)?;
+        Base::forget_redo(&*core.medium)?;
+        Ok(more)
+    }
+}
+
+impl Core {
+    fn ingest(&self) -> MutexGuard<'_, Ingest> {
+        self.ingest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+    fn index(&self) -> RwLockReadGuard<'_, Index> {
+        self.index.read().unwrap_or_else(PoisonError::into_inner)
+    }
+    fn index_mut(&self) -> RwLockWriteGuard<'_, Index> {
+        self.index.write().unwrap_or_else(PoisonError::into_inner)
+    }
+    pub(crate) fn view_closed(&self) {
+        *self.views.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+    }
+
+    fn check_bounds(&self, row: &Row) -> Result<(), ReplicaError> {
+        if !matches!(row.kind, RowKind::Write | RowKind::Zero) {
+            return Ok(());
+        }
+        let disk =
+            self.disks.iter().find(|disk| disk.index == row.disk).ok_or(ReplicaError::NoDisk(row.disk))?;
+        let end = row.offset.saturating_add(row.length.into());
+        if end > disk.size {
+            return Err(ReplicaError::Outside { disk: row.disk, start: row.offset, end, size: disk.size });
+        }
+        Ok(())
+    }
+
+    /// Writes a group into the newest segment and syncs it. Returns where each frame's envelope stands.
+    #[allow(
+        clippy::type_complexity,
+        reason = "segment, file, offset, end of the segment: read once, just above"
+    )]
+    fn write_group(
+        &self,
+        ingest: &mut Ingest,
+        frames: &[(&Envelope, Frame)],
+    ) -> Result<Vec<(u64, Arc<dyn MediumFile>, u64, u64)>, ReplicaError> {
+        if ingest.active.as_ref().is_none_or(|active| active.end >= SEGMENT_BYTES) {
+            let number = ingest.next_segment;
+            let first = frames[0].0.head.identity.number;
+            ingest.active = Some(Segment::create(&*self.medium, self.machine, number, first)?);
+            ingest.next_segment = number + 1;
+        }
+        let Some(active) = ingest.active.as_mut() else { return Err(ReplicaError::Poisoned) };
+        let start = active.end;
+        let mut places = Vec::with_capacity(frames.len());
+        let mut headers = Vec::with_capacity(frames.len());
+        let mut end = start;
+        for (envelope, _) in frames {
+            headers.push((active.record_header(end, envelope), envelope.prefix()));
+            let at = end + RECORD_BYTES;
+            end = at + envelope.len() as u64;
+            places.push((active.number, active.file.clone(), at, end));
+        }
+        let mut parts: Vec<&[u8]> = Vec::with_capacity(frames.len() * 4);
+        for ((header, prefix), (envelope, _)) in headers.iter().zip(frames) {
+            parts.extend([&header[..], &prefix[..], envelope.head.bytes(), &envelope.stored]);
+        }
+        let io = |error| ReplicaError::io(&segment::file_name(active.number), error);
+        active.file.write_at(start, &parts).map_err(io)?;
+        // Durable before acknowledged: the acknowledgement clears the source's change map, and nothing else
+        // remembers these writes.
+        active.file.sync().map_err(io)?;
+        active.end = end;
+        Ok(places)
+    }
+
+    /// A frame, from the cache or from its segment.
+    pub(crate) fn frame(&self, number: FrameNumber) -> Result<Frame, ReplicaError> {
+        if let Some(frame) = self.cache.lock().unwrap_or_else(PoisonError::into_inner).frames.get(&number) {
+            return Ok(frame.clone());
+        }
+        let (file, place) = {
+            let index = self.index();
+            let first = index.frames.front().map_or(0, |frame| frame.number.0);
+            let place = number.0.checked_sub(first).and_then(|at| index.frames.get(at as usize)).cloned();
+            let place = place.ok_or(ReplicaError::Gap { last: index.last.number, got: number })?;
+            let file = index.segments.get(&place.segment).map(|(file, _)| file.clone());
+            (file.ok_or(ReplicaError::Gap { last: index.last.number, got: number })?, place)
+        };
+        let envelope = segment::read_envelope(&*file, place.segment, place.at, place.length)?;
+        if envelope.head.digest != place.digest {
+            return Err(ReplicaError::Damaged {
+                file: segment::file_name(place.segment),
+                reason: format!("frame {number} is another one than was stored there"),
+            });
+        }
+        let frame = open_envelope(&envelope)?;
+        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        if cache.frames.insert(number, frame.clone()).is_none() {
+            cache.order.push_back(number);
+            cache.bytes += frame.payload.len();
+        }
+        while cache.bytes > CACHE_BYTES
+            && let Some(oldest) = cache.order.pop_front()
+        {
+            cache.bytes -= cache.frames.remove(&oldest).map_or(0, |frame| frame.payload.len());
+        }
+        Ok(frame)
+    }
+
+    /// Reads base blocks; views hold nothing while they do.
+    pub(crate) fn base(&self) -> RwLockReadGuard<'_, Base> {
+        self.base.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The frame up to which to fold now, and whether more would be left.
+    fn fold_target(&self, until: Timestamp, bytes_max: Option<Bytes>) -> Option<(FrameAt, bool)> {
+        let index = self.index();
+        let newest = index.runs.back()?;
+        let pinned = index.points.iter().find(|(_, point)| point.mark.pinned).map(|(at, _)| *at);
+        let mut excess = match bytes_max {
+            Some(most) => index.segments.values().map(|(_, end)| *end).sum::<u64>().saturating_sub(most.0),
+            None => 0,
+        };
+        let (mut target, mut bytes) = (None, 0u64);
+        for frame in &index.frames {
+            let expired = frame.last.1 <= until;
+            // The newest state that can be brought up stays in the journal: folding beyond it would leave nothing.
+            let kept = frame.last.0 >= newest.to.0 || pinned.is_some_and(|at| frame.last.0 >= at);
+            if kept || !(expired || excess > 0) {
+                break;
+            }
+            if bytes > FOLD_BYTES {
+                return target.map(|target| (target, true));
+            }
+            bytes += u64::from(frame.length);
+            excess = excess.saturating_sub(u64::from(frame.length));
+            target = Some(frame.clone());
+        }
+        target.map(|target| (target, false))
+    }
+
+    /// The content of every block that changed up to a position.
+    fn fold_blocks(&self, to: Sequence) -> Result<Blocks, ReplicaError> {
+        let entries: Vec<Entry> = {
+            let index = self.index();
+            let end = index.entries.partition_point(|entry| entry.sequence <= to);
+            index.entries.range(..end).copied().collect()
+        };
+        let view = View::runs_of(&self.disks, entries.iter());
+        let mut blocks = Blocks::new();
+        for (disk, runs) in self.disks.iter().zip(view) {
+            for run in runs {
+                let mut block = run.start / REGION_BYTES;
+                while block * REGION_BYTES < run.end {
+                    if let std::collections::btree_map::Entry::Vacant(slot) =
+                        blocks.entry((disk.index, block))
+                    {
+                        let mut content = Vec::new();
+                        self.base().read_block(disk.index, block, &mut content)?;
+                        slot.insert(content);
+                    }
+                    let start = block * REGION_BYTES;
+                    let part = run.cut(start, start + REGION_BYTES);
+                    let Some(content) = blocks.get_mut(&(disk.index, block)) else { break };
+                    let out = &mut content[(part.start - start) as usize..(part.end - start) as usize];
+                    self.fill(&part, out)?;
+                    block += 1;
+                }
+            }
+        }
+        Ok(blocks)
+    }
+
+    /// Copies a run's content.
+    pub(crate) fn fill(
+        &self,
+        run: &crate::extents::Run<crate::view::Source>,
+        out: &mut [u8],
+    ) -> Result<(), ReplicaError> {
+        match run.source {
+            crate::view::Source::Zero => out.fill(0),
+            crate::view::Source::Frame { number, data_at } => {
+                let frame = self.frame(number)?;
+                let from = (u64::from(data_at) + run.skip) as usize;
+                out.copy_from_slice(&frame.payload[from..from + out.len()]);
+            }
+        }
+        Ok(())
+    }
+
+    /// The base now holds everything up to a frame: on record first, then what is superseded goes.
+    fn advance(&self, to: &FrameAt) -> Result<(), ReplicaError> {
+        let ingest = self.ingest();
+        let mut index = self.index_mut();
+        let base_legal = index.runs.iter().any(|run| run.from.0 <= to.last.0 && to.last.0 <= run.to.0);
+        let manifest = Manifest {
+            base_sequence: to.last.0,
+            base_time: to.last.1,
+            base_frame: to.number,
+            base_digest: format!("{:032x}", to.digest),
+            base_legal,
+            ..index.manifest.clone()
+        };
+        manifest::replace(&*self.medium, "manifest", &manifest)?;
+        index.manifest = manifest;
+        index.forget_up_to(to.last.0, to.last.1);
+        let first_needed = index.frames.front().map(|frame| frame.segment);
+        let active = ingest.active.as_ref().map(|active| active.number);
+        let gone: Vec<u64> = index
+            .segments
+            .keys()
+            .copied()
+            .filter(|number| first_needed.is_none_or(|first| *number < first) && Some(*number) != active)
+            .collect();
+        for number in gone {
+            let name = segment::file_name(number);
+            self.medium.remove(&name).map_err(|error| ReplicaError::io(&name, error))?;
+            index.segments.remove(&number);
+        }
+        let marks_before = index.marks.points.len();
+        let kept: std::collections::BTreeSet<PointId> = index.points.values().map(|point| point.id).collect();
+        index.marks.points.retain(|id, _| kept.contains(id));
+        if index.marks.points.len() != marks_before {
+            manifest::replace(&*self.medium, "marks", &index.marks)?;
+        }
+        self.medium.sync_folder("journal").map_err(|error| ReplicaError::io("journal", error))
+    }
+}
+
+impl Index {
+    /// Adds a frame that is durable. `frame` is read for the names of points; where it is not at hand the
+    /// points of the frame are told by the caller.
+    fn add(
+        &mut self,
+        head: &continuum_model::feed::FrameHead,
+        segment: u64,
+        at: u64,
+        length: u32,
+        frame: Option<&Frame>,
+    ) {
+        for row in &head.rows {
+            let legal = self.legality.after_row(row);
+            let place = (row.sequence, row.time);
+            if legal {
+                match self.runs.back_mut() {
+                    Some(run) if run.to.0.next() == row.sequence => run.to = place,
+                    _ => self.runs.push_back(LegalRun { from: place, to: place }),
+                }
+            }
+            self.entries.push_back(Entry {
+                sequence: row.sequence,
+                time: row.time,
+                offset: row.offset,
+                frame: head.identity.number,
+                length: row.length,
+                data_at: row.data_at,
+                disk: row.disk,
+                kind: row.kind,
+            });
+            if legal
+                && row.point
+                && let Some(frame) = frame
+                && let continuum_model::feed::Change::Barrier(Barrier { kind, point: Some(id), name, .. }) =
+                    frame.record(row).change
+            {
+                let mark = self.marks.points.get(&id).copied().unwrap_or_default();
+                let info = PointInfo {
+                    id,
+                    position: row.sequence,
+                    time: row.time,
+                    kind: PointKind::of(kind),
+                    name,
+                    mark,
+                };
+                self.points.insert(row.sequence, info);
+            }
+        }
+        self.frames.push_back(FrameAt {
+            number: head.identity.number,
+            digest: head.digest,
+            segment,
+            at,
+            length,
+            last: (head.last_sequence(), head.last_time),
+        });
+    }
+
+    fn forget_up_to(&mut self, to: Sequence, time: Timestamp) {
+        while self.frames.front().is_some_and(|frame| frame.last.0 <= to) {
+            self.frames.pop_front();
+        }
+        while self.entries.front().is_some_and(|entry| entry.sequence <= to) {
+            self.entries.pop_front();
+        }
+        self.points = self.points.split_off(&to);
+        while let Some(run) = self.runs.front_mut() {
+            if run.to.0 < to {
+                self.runs.pop_front();
+            } else {
+                if run.from.0 < to {
+                    run.from = (to, time);
+                }
+                break;
+            }
+        }
+    }
+}
+
+/// Decompresses and verifies an envelope. What it expands to is bounded by what its head declares.
+pub(crate) fn open_envelope(envelope: &Envelope) -> Result<Frame, ReplicaError> {
+    let length = envelope.head.payload_len as usize;
+    let wrong = |what: &str| {
+        let number = envelope.head.identity.number.0;
+        ReplicaError::Damaged { file: format!("frame {number}"), reason: format!("its payload {what}") }
+    };
+    let payload = match envelope.codec {
+        Codec::Plain => envelope.stored.clone(),
+        Codec::Lz4 => {
+            let mut out = vec![0; length];
+            let written = lz4_flex::block::decompress_into(&envelope.stored, &mut out)
+                .map_err(|_| wrong("cannot be decompressed"))?;
+            out.truncate(written);
+            Data::from(out)
+        }
+        Codec::Zstd => {
+            // One byte more than declared is asked for, so that more is noticed without being kept.
+            let out = zstd::bulk::decompress(&envelope.stored, length + 1)
+                .map_err(|_| wrong("expands beyond its declared size, or cannot be decompressed"))?;
+            Data::from(out)
+        }
+    };
+    Ok(envelope.head.clone().open(payload)?)
+}
+
+/// Reads the journal back after a start, whatever ended the last run.
+fn replay(
+    medium: &dyn Medium,
+    mut manifest: Manifest,
+    marks: Marks,
+    base: &Base,
+    findings: &mut Vec<String>,
+) -> Result<(Index, Ingest), ReplicaError> {
+    let machine = manifest.machine;
+    let base_digest = u128::from_str_radix(&manifest.base_digest, 16).map_err(|_| ReplicaError::Damaged {
+        file: "manifest".into(),
+        reason: "base_digest is no digest".into(),
+    })?;
+    let redone = base.redo(medium)?;
+    let mut index = Index {
+        last: Appended {
+            number: manifest.base_frame,
+            digest: base_digest,
+            sequence: manifest.base_sequence,
+            newest: manifest.base_time,
+            duplicates: 0,
+        },
+        marks,
+        frames: VecDeque::new(),
+        entries: VecDeque::new(),
+        runs: VecDeque::new(),
+        points: BTreeMap::new(),
+        segments: BTreeMap::new(),
+        legality: Legality::default(),
+        damage: None,
+        manifest: manifest.clone(),
+    };
+    if manifest.base_legal {
+        let place = (manifest.base_sequence, manifest.base_time);
+        index.runs.push_back(LegalRun { from: place, to: place });
+        index.legality = Legality::legal();
+    }
+    let names = medium.list("journal").map_err(|error| ReplicaError::io("journal", error))?;
+    let mut numbers: Vec<u64> = names.iter().filter_map(|name| name.parse().ok()).collect();
+    numbers.sort_unstable();
+    let newest = numbers.last().copied();
+    let mut active = None;
+    for number in numbers {
+        let is_newest = Some(number) == newest;
+        let read = match segment::Segment::read(medium, machine, number, is_newest) {
+            Ok(read) => read,
+            Err(error) => {
+                index.damage = Some(format!("segment {number} cannot be read: {error}"));
+                break;
+            }
+        };
+        for found in &read.records {
+            let identity = &found.head.identity;
+            if identity.number <= index.last.number {
+                // Folded already.
+                continue;
+            }
+            if identity.number != index.last.number.next() || identity.previous != index.last.digest {
+                index.damage = Some(format!(
+                    "segment {number}: frame {} does not follow frame {}",
+                    identity.number, index.last.number
+                ));
+                break;
+            }
+            let frame = if found.head.rows.iter().any(|row| row.point) {
+                let envelope = segment::read_envelope(&*read.segment.file, number, found.at, found.length);
+                match envelope.and_then(|envelope| open_envelope(&envelope)) {
+                    Ok(frame) => Some(frame),
+                    Err(error) => {
+                        findings.push(format!(
+                            "a point's name in frame {} cannot be read: {error}",
+                            identity.number
+                        ));
+                        None
+                    }
+                }
+            } else {
+                None
+            };
+            index.add(&found.head, number, found.at, found.length, frame.as_ref());
+            index.last = Appended {
+                number: identity.number,
+                digest: found.head.digest,
+                sequence: found.head.last_sequence(),
+                newest: found.head.last_time,
+                duplicates: 0,
+            };
+        }
+        if index.damage.is_none() {
+            index.damage.clone_from(&read.damage);
+        }
+        index.segments.insert(number, (read.segment.file.clone(), read.segment.end));
+        if let Some(reason) = &index.damage {
+            findings.push(format!("{reason}; everything before it is usable, nothing is taken after it"));
+            break;
+        }
+        if is_newest {
+            if read.torn > 0 {
+                findings.push(format!(
+                    "segment {number}: {} bytes of an unacknowledged tail were cut",
+                    read.torn
+                ));
+                let io = |error| ReplicaError::io(&segment::file_name(number), error);
+                if read.segment.end == 0 {
+                    medium.remove(&segment::file_name(number)).map_err(io)?;
+                    index.segments.remove(&number);
+                    continue;
+                }
+                read.segment.file.set_len(read.segment.end).map_err(io)?;
+                read.segment.file.sync().map_err(io)?;
+            } else if let Err(error) = read.segment.file.sync() {
+                // A tail that another process wrote and never synced must be durable before it counts.
+                return Err(ReplicaError::io(&segment::file_name(number), error));
+            }
+            active = Some(read.segment);
+        }
+    }
+    if let Some(to) = redone.filter(|to| *to > manifest.base_sequence) {
+        let Some(frame) = index.frames.iter().find(|frame| frame.last.0 == to).cloned() else {
+            // The base is ahead of every frame that can be read: no earlier state can be told any more.
+            return Err(ReplicaError::Damaged {
+                file: "base/redo".into(),
+                reason: format!("it leads to record {to}, which the journal does not hold"),
+            });
+        };
+        // The fold was whole but not on record: put it there, as `advance` would have.
+        manifest.base_legal = index.runs.iter().any(|run| run.from.0 <= to && to <= run.to.0);
+        manifest.base_sequence = frame.last.0;
+        manifest.base_time = frame.last.1;
+        manifest.base_frame = frame.number;
+        manifest.base_digest = format!("{:032x}", frame.digest);
+        manifest::replace(medium, "manifest", &manifest)?;
+        index.manifest = manifest;
+        index.forget_up_to(frame.last.0, frame.last.1);
+    }
+    Base::forget_redo(medium)?;
+    Ok((index, Ingest { active, next_segment: newest.map_or(1, |newest| newest + 1), poisoned: false }))
+}
