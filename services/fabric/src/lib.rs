@@ -1,1 +1,9 @@
-//! Room to be filled.
+//! One adapter per kind of site. A fabric's name stands here and in configuration, nowhere else.
+//!
+//! - [`compute`]: bringing machines up on replicas, as a trait
+//! - [`lab`]: machines that are programs on this host
+//! - [`nbd`]: a client for the disks of machines
+
+pub mod compute;
+pub mod lab;
+pub mod nbd;

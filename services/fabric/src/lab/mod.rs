@@ -1,0 +1,11 @@
+//! The lab: machines that are programs on this host, with their disks on NBD.
+//!
+//! - [`ledger`]: a small crash-safe ledger, the program that proves a disk by living on it
+//! - [`guest`]: that program as a process of its own, with a heartbeat
+//! - [`compute`]: starting, asking and stopping such processes
+
+pub mod compute;
+pub mod guest;
+pub mod ledger;
+
+pub use compute::LabCompute;
