@@ -9,18 +9,19 @@
 //! opened and served again on the same sockets, so that a guest, which is a process of its own, goes on.
 //! Cleanup of what does not exist is a success.
 
-use crate::estate::{AssignedDisk, Estate, replace_file};
-use crate::fault;
-use continuum_capture::nbd;
-use continuum_fabric::compute::{Compute, GuestDisk, GuestRecord, GuestSpec, Probe};
+use crate::estate::{AssignedDisk, Estate, replace_file, sync_dir};
+use crate::{fault, replica_fault};
+use continuum_capture::nbd::{self, BlockDevice, Extent};
+use continuum_fabric::compute::{Compute, GuestRecord, GuestSpec, Probe};
 use continuum_model::fault::{Fault, FaultClass};
 use continuum_model::id::{MachineId, ViewId};
-use continuum_model::units::Sequence;
-use continuum_replica::{Overlay, Store};
+use continuum_model::units::{DiskIndex, Sequence};
+use continuum_replica::{Overlay, ReplicaError, Store};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// What was brought up, as it stands on disk.
@@ -38,7 +39,6 @@ struct Record {
 /// One view that is being served.
 struct Served {
     record: Record,
-    _overlay: Arc<Overlay>,
     server: nbd::Server,
 }
 
@@ -49,4 +49,265 @@ pub struct BringUp {
     estate: Arc<Estate>,
     compute: Arc<dyn Compute>,
     served: Mutex<HashMap<ViewId, Served>>,
+}
+
+/// A disk with its endpoint.
+pub struct ServedDisk {
+    /// The disk.
+    pub disk: AssignedDisk,
+    /// Where it is served.
+    pub endpoint: String,
+}
+
+impl BringUp {
+    /// Opens what is on record and serves it again. What cannot be served is told and stays on record.
+    pub fn open(
+        dir: &Path,
+        run_dir: &Path,
+        estate: Arc<Estate>,
+        compute: Arc<dyn Compute>,
+    ) -> Result<Self, Fault> {
+        let dir = dir.join("views");
+        let io = |error: io::Error| fault("target.directory", format!("{}: {error}", dir.display()));
+        std::fs::create_dir_all(&dir).map_err(io)?;
+        let this =
+            Self { dir: dir.clone(), run_dir: run_dir.to_owned(), estate, compute, served: Mutex::default() };
+        for entry in std::fs::read_dir(&dir).map_err(io)?.flatten() {
+            if entry.path().extension().is_none_or(|end| end != "json") {
+                continue;
+            }
+            let record = std::fs::read(entry.path())
+                .ok()
+                .and_then(|bytes| serde_json::from_slice::<Record>(&bytes).ok());
+            let Some(record) = record else {
+                tracing::error!(file = %entry.path().display(), "a record of a view cannot be read; it is left alone");
+                continue;
+            };
+            match this.serve(record.clone()) {
+                Ok(served) => {
+                    this.served().insert(record.view, served);
+                }
+                Err(fault) => {
+                    tracing::error!(view = %record.view, code = fault.code, "a view cannot be served again: {}", fault.message)
+                }
+            }
+        }
+        Ok(this)
+    }
+
+    fn served(&self) -> MutexGuard<'_, HashMap<ViewId, Served>> {
+        self.served.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn record_path(&self, view: ViewId) -> PathBuf {
+        self.dir.join(format!("{view}.json"))
+    }
+
+    fn store_record(&self, record: &Record) -> Result<(), Fault> {
+        let bytes =
+            serde_json::to_vec_pretty(record).map_err(|error| fault("view.record", error.to_string()))?;
+        replace_file(&self.record_path(record.view), &bytes)
+            .map_err(|error| fault("view.record", format!("the view's record could not be stored: {error}")))
+    }
+
+    fn serve(&self, record: Record) -> Result<Served, Fault> {
+        let store = self.estate.replica(record.machine)?.store()?;
+        let view = store.open_view(record.position).map_err(|error| replica_fault(&error))?;
+        let overlay = store.open_overlay(view, record.view).map_err(|error| replica_fault(&error))?;
+        let overlay = Arc::new(overlay);
+        let socket = self.run_dir.join(format!("v{}.sock", record.view.short()));
+        let server = nbd::Server::on_unix(&socket)
+            .map_err(|error| fault("view.serve", format!("the disks cannot be served: {error}")))?;
+        for disk in &record.disks {
+            let device = OverlayDisk { overlay: overlay.clone(), disk: disk.index, size: disk.size_bytes };
+            server.export(&disk.name, Arc::new(device));
+        }
+        Ok(Served { record, server })
+    }
+
+    /// Opens a view and serves its disks. Done already: answers the same.
+    pub fn open_view(
+        &self,
+        machine: MachineId,
+        view: ViewId,
+        position: Sequence,
+        keep: bool,
+    ) -> Result<Vec<ServedDisk>, Fault> {
+        if !self.served().contains_key(&view) {
+            let assigned = self.estate.replica(machine)?.assigned();
+            let record = Record { view, machine, position, keep, disks: assigned.disks, guest: None };
+            // On record first: whatever is made from here on is found and removed by a cleanup.
+            self.store_record(&record)?;
+            let served = self.serve(record)?;
+            self.served().insert(view, served);
+        }
+        self.disks(view)
+    }
+
+    /// The disks of a view, with their endpoints.
+    pub fn disks(&self, view: ViewId) -> Result<Vec<ServedDisk>, Fault> {
+        let served = self.served();
+        let served = served.get(&view).ok_or_else(|| unknown(view))?;
+        let endpoint = served.server.endpoint();
+        let disk =
+            |disk: &AssignedDisk| ServedDisk { disk: disk.clone(), endpoint: endpoint.uri(&disk.name) };
+        Ok(served.record.disks.iter().map(disk).collect())
+    }
+
+    /// Starts the guest of a view. One that runs already is left alone.
+    pub fn start_guest(&self, view: ViewId, kind: &str, name: &str) -> Result<(), Fault> {
+        let disks = self.disks(view)?.into_iter().map(|served| served.endpoint).collect();
+        let (mut record, running) = {
+            let served = self.served();
+            let record = served.get(&view).ok_or_else(|| unknown(view))?.record.clone();
+            let running = record.guest.as_ref().is_some_and(|guest| self.compute.is_running(guest));
+            (record, running)
+        };
+        if running {
+            return Ok(());
+        }
+        let spec = GuestSpec {
+            kind: kind.to_owned(),
+            name: name.to_owned(),
+            disks,
+            dir: self.run_dir.clone(),
+            handle: format!("g{}", view.short()),
+            replica: true,
+        };
+        let guest = self.compute.start(&spec).map_err(|error| {
+            fault("guest.start", format!("the machine could not be started: {error}"))
+                .affects("this machine at the recovery site")
+                .spares("its replica, and replication")
+                .remedy("mend the cause and try again; `continuum doctor` tells what is missing")
+        })?;
+        record.guest = Some(guest);
+        self.store_record(&record)?;
+        if let Some(served) = self.served().get_mut(&view) {
+            served.record = record;
+        }
+        Ok(())
+    }
+
+    /// Asks the guest of a view whether it works.
+    pub fn probe(&self, view: ViewId, patience: Duration) -> Result<Vec<Probe>, Fault> {
+        let guest = self.served().get(&view).ok_or_else(|| unknown(view))?.record.guest.clone();
+        let guest = guest.ok_or_else(|| {
+            Fault::new(FaultClass::NotReady, "guest.none", "nothing was started on this view yet")
+                .remedy("start it first")
+        })?;
+        Ok(self.compute.probe(&guest, patience))
+    }
+
+    /// Stops the guest of a view. None is fine.
+    pub fn stop_guest(&self, view: ViewId) -> Result<(), Fault> {
+        let guest = self.served().get(&view).and_then(|served| served.record.guest.clone());
+        // A view that could not be served again still has its record.
+        let guest = guest.or_else(|| {
+            let bytes = std::fs::read(self.record_path(view)).ok()?;
+            serde_json::from_slice::<Record>(&bytes).ok()?.guest
+        });
+        match guest {
+            Some(guest) => self.compute.stop(&guest).map_err(|error| {
+                fault("guest.stop", format!("the machine could not be stopped: {error}"))
+                    .remedy("order the cleanup again")
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// Removes a view with its overlay. None is fine.
+    pub fn close_view(&self, machine: MachineId, view: ViewId) -> Result<(), Fault> {
+        self.stop_guest(view)?;
+        // Dropping the server closes its clients and the view.
+        drop(self.served().remove(&view));
+        if let Ok(store) = self.estate.replica(machine).and_then(|replica| replica.store()) {
+            Store::remove_overlay(&store, view).map_err(|error| replica_fault(&error))?;
+        }
+        match std::fs::remove_file(self.record_path(view)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(fault("view.record", format!("the view's record could not be removed: {error}")));
+            }
+            _ => {}
+        }
+        sync_dir(&self.dir).map_err(|error| fault("view.record", error.to_string()))
+    }
+
+    /// The machine of a view that is on record.
+    pub fn machine_of(&self, view: ViewId) -> Option<MachineId> {
+        if let Some(served) = self.served().get(&view) {
+            return Some(served.record.machine);
+        }
+        let bytes = std::fs::read(self.record_path(view)).ok()?;
+        Some(serde_json::from_slice::<Record>(&bytes).ok()?.machine)
+    }
+
+    /// Closes every view of a machine, for a replica that is removed.
+    pub fn close_all(&self, machine: MachineId) -> Result<(), Fault> {
+        let views: Vec<ViewId> = self
+            .served()
+            .values()
+            .filter(|served| served.record.machine == machine)
+            .map(|served| served.record.view)
+            .collect();
+        views.into_iter().try_for_each(|view| self.close_view(machine, view))
+    }
+
+    /// Every view: its id, machine, and whether its guest runs.
+    pub fn all(&self) -> Vec<(ViewId, MachineId, bool)> {
+        let served = self.served();
+        let running =
+            |record: &Record| record.guest.as_ref().is_some_and(|guest| self.compute.is_running(guest));
+        served
+            .values()
+            .map(|served| (served.record.view, served.record.machine, running(&served.record)))
+            .collect()
+    }
+}
+
+fn unknown(view: ViewId) -> Fault {
+    Fault::new(FaultClass::NotFound, "view.unknown", format!("view {view} is not open on this master target"))
+        .affects("this request")
+        .remedy("clean up the test failover, and start it anew")
+}
+
+/// A disk of an overlay, as an NBD server takes it.
+struct OverlayDisk {
+    overlay: Arc<Overlay>,
+    disk: DiskIndex,
+    size: u64,
+}
+
+fn io_error(error: ReplicaError) -> io::Error {
+    tracing::error!("a brought-up disk failed: {error}");
+    io::Error::other(error)
+}
+
+impl BlockDevice for OverlayDisk {
+    fn size(&self) -> u64 {
+        self.size
+    }
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.overlay.read_at(self.disk, offset, out).map_err(io_error)
+    }
+    fn write(&self, offset: u64, data: &[u8], durable: bool) -> io::Result<()> {
+        self.overlay.write_at(self.disk, offset, data).map_err(io_error)?;
+        if durable { self.flush() } else { Ok(()) }
+    }
+    fn flush(&self) -> io::Result<()> {
+        self.overlay.flush().map_err(io_error)
+    }
+    fn zero(&self, offset: u64, length: u64, _may_trim: bool, durable: bool) -> io::Result<()> {
+        self.overlay.zero(self.disk, offset, length).map_err(io_error)?;
+        if durable { self.flush() } else { Ok(()) }
+    }
+    fn extents(&self, offset: u64, length: u64, out: &mut Vec<Extent>) -> io::Result<()> {
+        // What was written on top may hold data anywhere: only an untouched overlay can tell holes.
+        if self.overlay.bytes() > 0 {
+            out.push(Extent { length, data: true });
+            return Ok(());
+        }
+        let runs = self.overlay.view().extents(self.disk, offset, length).map_err(io_error)?;
+        out.extend(runs.into_iter().map(|(length, data)| Extent { length, data }));
+        Ok(())
+    }
 }

@@ -12,7 +12,7 @@
 
 use crate::fault;
 use continuum_model::fault::{Fault, FaultClass};
-use continuum_model::id::{DiskId, MachineId, PointId};
+use continuum_model::id::{DiskId, MachineId};
 use continuum_model::policy::Policy;
 use continuum_model::units::{Bytes, DiskIndex, Epoch, Sequence};
 use continuum_proto::v1 as pb;
@@ -79,7 +79,6 @@ pub struct Replica {
 #[derive(Debug, Default)]
 pub(crate) struct Reported {
     pub(crate) up_to: Sequence,
-    pub(crate) history: Option<(std::time::Instant, u64)>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -121,7 +120,9 @@ impl Estate {
         for replica in &message.replicas {
             match assigned_from(replica) {
                 Ok(assigned) => list.push(assigned),
-                Err(fault) => tracing::error!(code = fault.code, "an assignment was not understood: {}", fault.message),
+                Err(fault) => {
+                    tracing::error!(code = fault.code, "an assignment was not understood: {}", fault.message)
+                }
             }
         }
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
@@ -139,7 +140,10 @@ impl Estate {
         // What the vault no longer names is kept on disk until it says `RemoveReplica`: forgetting is not deleting.
         inner.replicas.retain(|machine, _| list.iter().any(|assigned| assigned.machine == *machine));
         let stored = Stored { revision: message.revision, replicas: list };
-        if let Err(error) = replace_file(&self.dir.join("assignment.json"), &serde_json::to_vec_pretty(&stored).unwrap_or_default()) {
+        if let Err(error) = replace_file(
+            &self.dir.join("assignment.json"),
+            &serde_json::to_vec_pretty(&stored).unwrap_or_default(),
+        ) {
             tracing::error!(%error, "the assignment could not be stored; it holds until this server restarts");
         }
     }
@@ -148,10 +152,14 @@ impl Estate {
     pub fn replica(&self, machine: MachineId) -> Result<Arc<Replica>, Fault> {
         let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         inner.replicas.get(&machine).cloned().ok_or_else(|| {
-            Fault::new(FaultClass::NotFound, "replica.unknown", format!("this master target keeps no replica of machine {machine}"))
-                .affects("this request")
-                .spares("all replicas")
-                .remedy("wait until the vault has told this server, or protect the machine")
+            Fault::new(
+                FaultClass::NotFound,
+                "replica.unknown",
+                format!("this master target keeps no replica of machine {machine}"),
+            )
+            .affects("this request")
+            .spares("all replicas")
+            .remedy("wait until the vault has told this server, or protect the machine")
         })
     }
 
@@ -196,13 +204,14 @@ impl Replica {
             .iter()
             .map(|disk| DiskSpec { index: disk.index, id: disk.id, size: disk.size_bytes })
             .collect();
-        let opened = Folder::open_or_create(&path)
-            .map_err(|error| error.to_string())
-            .and_then(|folder| Store::open_or_create(Arc::new(folder), assigned.machine, &disks).map_err(|error| error.to_string()));
+        let opened = Folder::open_or_create(&path).map_err(|error| error.to_string()).and_then(|folder| {
+            Store::open_or_create(Arc::new(folder), assigned.machine, &disks)
+                .map_err(|error| error.to_string())
+        });
         let store = match opened {
-            Ok((store, report)) => {
-                if !report.is_clean() {
-                    tracing::warn!(machine = %assigned.machine, "replica opened with findings: {report}");
+            Ok((store, findings)) => {
+                for finding in findings {
+                    tracing::warn!(machine = %assigned.machine, "replica opened: {finding}");
                 }
                 let store = Arc::new(store);
                 if let Err(error) = store.fence(assigned.epoch) {
@@ -210,10 +219,13 @@ impl Replica {
                 }
                 Ok(store)
             }
-            Err(reason) => Err(fault("replica.open", format!("the replica of machine {} could not be opened: {reason}", assigned.machine))
-                .affects("this replica: it takes no frames")
-                .spares("the other replicas; the source goes on and remembers what changed")
-                .remedy("look with `continuum inspect` at its directory; mend or remove it")),
+            Err(reason) => Err(fault(
+                "replica.open",
+                format!("the replica of machine {} could not be opened: {reason}", assigned.machine),
+            )
+            .affects("this replica: it takes no frames")
+            .spares("the other replicas; the source goes on and remembers what changed")
+            .remedy("look with `continuum inspect` at its directory; mend or remove it")),
         };
         Self { assigned: Mutex::new(assigned), store, reported: Mutex::default() }
     }
@@ -254,7 +266,8 @@ pub fn policy_from(policy: &pb::Policy) -> Policy {
 }
 
 fn assigned_from(replica: &pb::Replica) -> Result<Assigned, Fault> {
-    let wrong = |what: &str| fault("assignment.invalid", format!("the vault's assignment has an invalid {what}"));
+    let wrong =
+        |what: &str| fault("assignment.invalid", format!("the vault's assignment has an invalid {what}"));
     let disks = replica
         .disks
         .iter()
@@ -275,11 +288,6 @@ fn assigned_from(replica: &pb::Replica) -> Result<Assigned, Fault> {
         policy: replica.policy.as_ref().map(policy_from).unwrap_or_default(),
         process_server: replica.process_server_id.clone(),
     })
-}
-
-/// An id of a point as it stands in a command.
-pub fn point_id(text: &str) -> Result<PointId, Fault> {
-    text.parse().map_err(|_| Fault::new(FaultClass::Usage, "point.invalid", "that is no id of a recovery point"))
 }
 
 /// Replaces a small file so that it is either the old or the new one after any crash.

@@ -14,32 +14,33 @@ pub mod estate;
 pub mod receive;
 pub mod retention;
 
-use continuum_model::fault::Fault;
-use std::net::SocketAddr;
-use std::path::PathBuf;
+pub use control::{MasterTargetConfig, run};
 
-/// What a master target needs to run.
-#[derive(Debug, Clone)]
-pub struct MasterTargetConfig {
-    /// Its name; a label.
-    pub name: String,
-    /// The name of the site it stands at.
-    pub site: String,
-    /// Replicas, views and what was last assigned.
-    pub dir: PathBuf,
-    /// Sockets; short, so that their paths fit.
-    pub run_dir: PathBuf,
-    /// Where the replication channel listens. Port 0: any free one.
-    pub listen: SocketAddr,
-    /// Where others reach that listener, when it is not what it binds.
-    pub advertise: Option<String>,
-    /// `host:port` of the vault.
-    pub vault_address: String,
-    /// The program that becomes a guest of the lab when started with `role guest`.
-    pub guest_program: PathBuf,
+use continuum_model::fault::{Fault, FaultClass};
+
+/// A fault of this crate; whoever makes one adds what is affected, what is not, and what to do.
+pub(crate) fn fault(code: &str, message: impl Into<String>) -> Fault {
+    Fault::new(FaultClass::Failed, code, message)
 }
 
-/// A fault of this crate whose words are complete.
-pub(crate) fn fault(code: &str, message: impl Into<String>) -> Fault {
-    Fault::new(continuum_model::fault::FaultClass::Failed, code, message)
+/// The store's words as a fault.
+pub(crate) fn replica_fault(error: &continuum_replica::ReplicaError) -> Fault {
+    use continuum_replica::ReplicaError as E;
+    use std::error::Error;
+    let cause = error.source().map(|source| format!(": {source}")).unwrap_or_default();
+    let (class, code) = match error {
+        E::EpochSuperseded { .. } => (FaultClass::Refused, "epoch.superseded"),
+        E::EpochUnknown { .. } => (FaultClass::NotReady, "epoch.unknown"),
+        E::NoPoint { .. } => (FaultClass::NotReady, "point.unavailable"),
+        E::Gap { .. } | E::Chain(_) => (FaultClass::NotConnected, "replica.gap"),
+        E::Damaged { .. } | E::Frame(_) => (FaultClass::Failed, "replica.damaged"),
+        E::Poisoned | E::Io { .. } => (FaultClass::Failed, "replica.io"),
+        E::WrongMachine { .. } | E::Outside { .. } | E::NoDisk(_) | E::Mismatch { .. } => {
+            (FaultClass::Failed, "replica.refused")
+        }
+    };
+    Fault::new(class, code, format!("{error}{cause}"))
+        .affects("this replica")
+        .spares("other replicas; the source's writes, which are remembered there")
+        .remedy("see the machine in the console; the text above says what to do")
 }

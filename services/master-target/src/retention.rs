@@ -20,7 +20,8 @@ pub async fn run(estate: Arc<Estate>, clock: Arc<dyn Clock>, stop: CancellationT
             let Ok(store) = replica.store() else { continue };
             let policy = replica.assigned().policy;
             let until = policy.oldest_promised(clock.wall());
-            let folded = tokio::task::spawn_blocking(move || store.fold(until, policy.history_bytes_max)).await;
+            let folded =
+                tokio::task::spawn_blocking(move || store.fold(until, policy.history_bytes_max)).await;
             match folded {
                 Ok(Ok(_)) => {}
                 Ok(Err(error)) => tracing::error!(

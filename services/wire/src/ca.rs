@@ -17,6 +17,7 @@ use rcgen::{
     IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType, SerialNumber,
 };
 use rustls::pki_types::CertificateSigningRequestDer;
+use rustls::pki_types::pem::PemObject;
 use sha2::{Digest, Sha256};
 use std::io::Write;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
@@ -103,6 +104,14 @@ impl Authority {
     /// The CA's certificate.
     pub fn certificate_pem(&self) -> &str {
         &self.certificate_pem
+    }
+
+    /// The CA's certificate, as its fingerprint is made of.
+    pub fn certificate_der(&self) -> Vec<u8> {
+        // It was parsed when the authority was opened.
+        rustls::pki_types::CertificateDer::from_pem_slice(self.certificate_pem.as_bytes())
+            .map(|der| der.to_vec())
+            .unwrap_or_default()
     }
 
     /// Whose authority this is.

@@ -274,6 +274,8 @@ mod tests {
         }
     }
 
+    type Image = Vec<Vec<[u8; BLOCK]>>;
+
     fn run(layout: &[usize]) -> Logged {
         let mut disks = Logged::new(layout);
         Ledger::format(&mut disks).unwrap();
@@ -309,7 +311,7 @@ mod tests {
     fn a_hole_rot_and_a_stale_account_are_found() {
         let disks = run(&[1200, 600]);
         let log_blocks = 1198;
-        let spoilt = |change: &dyn Fn(&mut Vec<Vec<[u8; BLOCK]>>)| {
+        let spoilt = |change: &dyn Fn(&mut Image)| {
             let mut copy = Logged { now: disks.now.clone(), log: Vec::new() };
             change(&mut copy.now);
             Ledger::open(&mut copy).map(|(_, recovery)| recovery).map_err(|error| error.to_string())

@@ -1,0 +1,405 @@
+//! The session with the vault: assignments, commands, reports.
+
+use crate::bring_up::{BringUp, ServedDisk};
+use crate::estate::{Estate, Replica};
+use crate::{fault, receive, replica_fault, retention};
+use continuum_fabric::lab::LabCompute;
+use continuum_model::fault::{Fault, FaultClass};
+use continuum_model::id::{MachineId, PointId, ViewId};
+use continuum_model::point::{PointChoice, PointKind};
+use continuum_model::time::Timestamp;
+use continuum_model::units::{Epoch, Sequence};
+use continuum_model::world::{Clock, SystemClock};
+use continuum_proto::v1 as pb;
+use continuum_replica::marks::Proofs;
+use continuum_replica::{PointInfo, Store};
+use continuum_wire::channel;
+use continuum_wire::grpc;
+use continuum_wire::session::{self, Handler, Progress};
+use continuum_wire::tls::Credentials;
+use pb::command::Act;
+use pb::{command_result, server_message, vault_message};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+/// What a master target needs to run.
+#[derive(Debug, Clone)]
+pub struct MasterTargetConfig {
+    /// Its name; a label.
+    pub name: String,
+    /// The name of the site it stands at.
+    pub site: String,
+    /// Replicas, views and what was last assigned.
+    pub dir: PathBuf,
+    /// Sockets; short, so that their paths fit.
+    pub run_dir: PathBuf,
+    /// Where the replication channel listens. Port 0: any free one.
+    pub listen: SocketAddr,
+    /// Where others reach that listener, when it is not what it binds.
+    pub advertise: Option<String>,
+    /// `host:port` of the vault.
+    pub vault_address: String,
+    /// The program that becomes a guest of the lab when started with `role guest`.
+    pub guest_program: PathBuf,
+}
+
+#[derive(Clone)]
+struct Target {
+    config: MasterTargetConfig,
+    address: String,
+    boot_id: String,
+    estate: Arc<Estate>,
+    views: Arc<BringUp>,
+    report_now: Arc<Notify>,
+}
+
+/// Runs until `stop`.
+pub async fn run(
+    config: MasterTargetConfig,
+    credentials: Credentials,
+    stop: CancellationToken,
+) -> Result<(), Fault> {
+    let start = |what: &str, reason: String| {
+        fault("target.start", format!("{what}: {reason}"))
+            .affects("this master target: it does not start")
+            .spares("what it stored, and the sources, which remember what changed")
+            .remedy("mend what is named and start it again")
+    };
+    std::fs::create_dir_all(&config.run_dir)
+        .map_err(|error| start("no directory for sockets", error.to_string()))?;
+    let estate = Arc::new(Estate::open(&config.dir)?);
+    let compute = Arc::new(LabCompute::new(config.guest_program.clone()));
+    let views = Arc::new(BringUp::open(&config.dir, &config.run_dir, estate.clone(), compute)?);
+    let listener =
+        TcpListener::bind(config.listen).await.map_err(|error| start("cannot listen", error.to_string()))?;
+    let bound = listener.local_addr().map_err(|error| start("cannot listen", error.to_string()))?;
+    let acceptor = credentials.acceptor().map_err(|error| start("no credentials", error.to_string()))?;
+    let clock = Arc::new(SystemClock::default());
+    let target = Arc::new(Target {
+        address: config.advertise.clone().unwrap_or_else(|| bound.to_string()),
+        boot_id: format!("{}-{}", std::process::id(), clock.wall().micros()),
+        estate: estate.clone(),
+        views,
+        report_now: Arc::default(),
+        config,
+    });
+    tracing::info!(address = target.address, "master target listens");
+    let receiving = estate.clone();
+    let streams = channel::serve(listener, acceptor, stop.clone(), move |incoming| {
+        receive::serve(receiving.clone(), incoming)
+    });
+    let folding = retention::run(estate, clock, stop.clone());
+    let vault = target.config.vault_address.clone();
+    let dial = move || {
+        let (credentials, vault) = (credentials.clone(), vault.clone());
+        async move { session::dial_and_renew(&credentials, &vault).await }
+    };
+    let session = session::run(dial, target.clone(), target.report_now.clone(), stop);
+    tokio::join!(streams, folding, session);
+    Ok(())
+}
+
+impl Target {
+    fn report_replica(&self, replica: &Replica) -> pb::ReplicaReport {
+        let machine_id = replica.assigned().machine.to_string();
+        let store = match replica.store() {
+            Ok(store) => store,
+            Err(fault) => {
+                return pb::ReplicaReport {
+                    machine_id,
+                    fault: Some(grpc::fault_to_proto(&fault)),
+                    ..Default::default()
+                };
+            }
+        };
+        let state = store.state();
+        let mut reported = replica.reported.lock().unwrap_or_else(PoisonError::into_inner);
+        let new_points = store.points_after(reported.up_to);
+        if let Some(last) = new_points.last() {
+            reported.up_to = last.position;
+        }
+        let micros = |at: Timestamp| at.micros();
+        pb::ReplicaReport {
+            machine_id,
+            epoch: state.epoch.0,
+            last_frame: state.last.number.0,
+            last_sequence: state.last.sequence.0,
+            newest_received_us: (state.last.number.0 > 0).then(|| state.last.newest.micros()),
+            newest_point_us: state.newest_legal.map(micros),
+            newest_app_point_us: state.newest_app.map(micros),
+            oldest_point_us: state.oldest_legal.map(micros),
+            history_bytes: state.history_bytes,
+            base_bytes: 0,
+            points: u32::try_from(state.points).unwrap_or(u32::MAX),
+            new_points: new_points.iter().map(point_to_proto).collect(),
+            fault: state.damage.map(|reason| grpc::fault_to_proto(&fault("replica.damaged", reason))),
+            journal_bytes_per_sec: 0,
+        }
+    }
+
+    fn act(&self, act: Act, progress: &Progress) -> Result<command_result::Result, Fault> {
+        let done = |detail: &str| Ok(command_result::Result::Done(pb::Done { detail: detail.to_owned() }));
+        match act {
+            Act::ResolvePoint(order) => {
+                let store = self.store(&order.machine_id)?;
+                let choice: PointChoice = parse(&order.point, "recovery point")?;
+                Ok(command_result::Result::Resolved(pb::Resolved {
+                    preview: Some(preview(&store, &choice)?),
+                }))
+            }
+            Act::OpenView(order) => {
+                let (machine, view) = (parse(&order.machine_id, "machine")?, parse(&order.view_id, "view")?);
+                let disks = self.views.open_view(machine, view, Sequence(order.position), order.keep)?;
+                Ok(command_result::Result::Opened(pb::Opened {
+                    disks: disks.iter().map(disk_to_proto).collect(),
+                }))
+            }
+            Act::StartGuest(order) => {
+                self.views.start_guest(parse(&order.view_id, "view")?, &order.guest, &order.machine_name)?;
+                self.report_now.notify_one();
+                done("it runs")
+            }
+            Act::ProbeGuest(order) => {
+                let patience = Duration::from_secs(order.timeout_seconds.into());
+                let probes = self.views.probe(parse(&order.view_id, "view")?, patience)?;
+                let answered = !probes.is_empty() && probes.iter().all(|probe| probe.passed);
+                let probes = probes
+                    .into_iter()
+                    .map(|probe| pb::Probe { name: probe.name, passed: probe.passed, detail: probe.detail })
+                    .collect();
+                Ok(command_result::Result::Probed(pb::Probed { probes, answered }))
+            }
+            Act::StopGuest(order) => {
+                self.views.stop_guest(parse(&order.view_id, "view")?)?;
+                done("it is stopped")
+            }
+            Act::CloseView(order) => {
+                let view: ViewId = parse(&order.view_id, "view")?;
+                if let Some(machine) = self.views.machine_of(view) {
+                    self.views.close_view(machine, view)?;
+                }
+                done("nothing is left of it")
+            }
+            Act::QueryTimeline(order) => {
+                let request = order.request.unwrap_or_default();
+                let store = self.store(&request.machine)?;
+                Ok(command_result::Result::Timeline(timeline(&store, &request)))
+            }
+            Act::ReplicaDigest(order) => self.digest(&order, progress),
+            Act::MarkPoint(order) => {
+                let store = self.store(&order.machine_id)?;
+                let point: PointId = parse(&order.point_id, "recovery point")?;
+                if let Some(pinned) = order.pinned {
+                    store.mark(point, |mark| mark.pinned = pinned).map_err(|error| replica_fault(&error))?;
+                }
+                if let Some(proofs) = order.proofs {
+                    let proofs = Proofs {
+                        booted: proofs.booted,
+                        probed: proofs.probed,
+                        digest_equal: proofs.digest_equal,
+                    };
+                    store.prove(point, proofs).map_err(|error| replica_fault(&error))?;
+                }
+                done("it is on record")
+            }
+            Act::FenceReplica(order) => {
+                let machine: MachineId = parse(&order.machine_id, "machine")?;
+                let replica = self.estate.replica(machine)?;
+                replica.store()?.fence(Epoch(order.epoch)).map_err(|error| replica_fault(&error))?;
+                replica.assigned.lock().unwrap_or_else(PoisonError::into_inner).epoch = Epoch(order.epoch);
+                done("older writers are refused from now on")
+            }
+            Act::RemoveReplica(order) => {
+                let machine = parse(&order.machine_id, "machine")?;
+                self.views.close_all(machine)?;
+                done(&self.estate.remove(machine)?)
+            }
+            Act::DropOtherPoints(_) => done("history stays within its retention"),
+            Act::MakeBarrier(_) | Act::ReconnectNow(_) | Act::SourceDigest(_) => {
+                Err(Fault::new(FaultClass::Usage, "command.unknown", "a master target does not do that"))
+            }
+        }
+    }
+
+    fn digest(
+        &self,
+        order: &pb::ReplicaDigest,
+        progress: &Progress,
+    ) -> Result<command_result::Result, Fault> {
+        let store = self.store(&order.machine_id)?;
+        let position = Sequence(order.position);
+        let view = store.open_view(position).map_err(|error| replica_fault(&error))?;
+        let mut disks = Vec::new();
+        for (done, disk) in store.disks().iter().enumerate() {
+            progress.tell(done as f64 / store.disks().len() as f64, format!("digesting disk {}", disk.index));
+            let digest = view.digest(disk.index).map_err(|error| replica_fault(&error))?;
+            disks.push(pb::DiskDigest {
+                index: disk.index.0.into(),
+                digest: digest.to_string(),
+                bytes_read: disk.size,
+            });
+        }
+        Ok(command_result::Result::Digests(pb::Digests { disks, position: position.0, time_us: 0 }))
+    }
+
+    fn store(&self, machine: &str) -> Result<Arc<Store>, Fault> {
+        self.estate.replica(parse(machine, "machine")?)?.store()
+    }
+}
+
+fn parse<T: std::str::FromStr>(text: &str, what: &str) -> Result<T, Fault>
+where
+    T::Err: std::fmt::Display,
+{
+    text.parse().map_err(|error: T::Err| {
+        Fault::new(FaultClass::Usage, "command.invalid", format!("invalid {what}: {error}"))
+    })
+}
+
+fn disk_to_proto(served: &ServedDisk) -> pb::Disk {
+    pb::Disk {
+        id: served.disk.id.to_string(),
+        index: served.disk.index.0.into(),
+        name: served.disk.name.clone(),
+        size_bytes: served.disk.size_bytes,
+        endpoint: served.endpoint.clone(),
+    }
+}
+
+fn point_to_proto(point: &PointInfo) -> pb::Point {
+    pb::Point {
+        id: point.id.to_string(),
+        time_us: point.time.micros(),
+        kind: point.kind.name().into(),
+        name: point.name.clone(),
+        pinned: point.mark.pinned,
+        proofs: Some(pb::Proofs {
+            booted: point.mark.proofs.booted,
+            probed: point.mark.proofs.probed,
+            digest_equal: point.mark.proofs.digest_equal,
+        }),
+        position: point.position.0,
+    }
+}
+
+fn preview(store: &Store, choice: &PointChoice) -> Result<pb::PreviewReply, Fault> {
+    let resolved = store.resolve(choice).map_err(|error| replica_fault(&error))?;
+    let (before, after) = store.neighbours(resolved.position);
+    let point = resolved.point.as_ref().map_or_else(
+        || pb::Point {
+            time_us: resolved.time.micros(),
+            kind: PointKind::Crash.name().into(),
+            proofs: Some(pb::Proofs::default()),
+            position: resolved.position.0,
+            ..Default::default()
+        },
+        point_to_proto,
+    );
+    Ok(pb::PreviewReply {
+        point: Some(point),
+        gap: resolved.gap.map(|(from, to)| pb::Gap {
+            from_us: from.micros(),
+            to_us: to.micros(),
+            reason: "changes of this stretch were repaired as a whole, after a crash or in bitmap mode"
+                .into(),
+        }),
+        loss_seconds: store.state().last.newest.since(resolved.time).as_secs_f64(),
+        loss_bytes: resolved.loss.0,
+        loss_records: resolved.loss.1,
+        before: before.as_ref().map(point_to_proto),
+        after: after.as_ref().map(point_to_proto),
+    })
+}
+
+fn timeline(store: &Store, request: &pb::TimelineRequest) -> pb::TimelineReply {
+    let state = store.state();
+    let (oldest, newest) = (state.oldest_legal.unwrap_or_default(), state.newest_legal.unwrap_or_default());
+    let from = request.from_us.map_or(oldest, Timestamp::from_micros);
+    let to = request.to_us.map_or(newest.plus(Duration::from_micros(1)), Timestamp::from_micros);
+    let most = if request.points_max == 0 { 1000 } else { request.points_max.min(10_000) as usize };
+    let all = store.points_after(Sequence(0));
+    let end = all.iter().position(|point| point.id.to_string() == request.before_id).unwrap_or(all.len());
+    let inside: Vec<&PointInfo> =
+        all[..end].iter().rev().filter(|point| point.time >= from && point.time <= to).collect();
+    pb::TimelineReply {
+        oldest_us: oldest.micros(),
+        newest_us: newest.micros(),
+        points: inside.iter().take(most).map(|point| point_to_proto(point)).collect(),
+        gaps: store
+            .gaps(from, to)
+            .into_iter()
+            .map(|(from, to)| pb::Gap {
+                from_us: from.micros(),
+                to_us: to.micros(),
+                reason: "repaired as a whole".into(),
+            })
+            .collect(),
+        churn: store.churn(from, to, request.buckets.min(4096) as usize),
+        from_us: from.micros(),
+        to_us: to.micros(),
+        more: inside.len() > most,
+    }
+}
+
+impl Handler for Target {
+    fn hello(&self) -> pb::ServerHello {
+        // A vault that was restarted knows none of our points: tell all of them again.
+        for replica in self.estate.all() {
+            replica.reported.lock().unwrap_or_else(PoisonError::into_inner).up_to = Sequence(0);
+        }
+        pb::ServerHello {
+            version: env!("CARGO_PKG_VERSION").into(),
+            boot_id: self.boot_id.clone(),
+            name: self.config.name.clone(),
+            site: self.config.site.clone(),
+            address: self.address.clone(),
+            clock_us: SystemClock::default().wall().micros(),
+            ..Default::default()
+        }
+    }
+
+    async fn report(&self) -> server_message::Message {
+        let replicas = self.estate.all().iter().map(|replica| self.report_replica(replica)).collect();
+        let views = self.views.all().into_iter().map(|(view, machine, guest_running)| pb::ViewReport {
+            view_id: view.to_string(),
+            machine_id: machine.to_string(),
+            serving: true,
+            guest_running,
+        });
+        server_message::Message::MasterTarget(pb::MasterTargetReport {
+            load: Some(session::load(&self.config.dir)),
+            replicas,
+            views: views.collect(),
+        })
+    }
+
+    async fn assigned(&self, message: vault_message::Message) {
+        let vault_message::Message::MasterTarget(assignment) = message else { return };
+        let estate = self.estate.clone();
+        // Opens stores, which reads.
+        if let Err(error) = tokio::task::spawn_blocking(move || estate.assign(&assignment)).await {
+            tracing::error!(%error, "an assignment could not be taken");
+        }
+        self.report_now.notify_one();
+    }
+
+    async fn command(
+        &self,
+        command: pb::Command,
+        progress: Progress,
+    ) -> Result<command_result::Result, Fault> {
+        let act = command
+            .act
+            .ok_or_else(|| Fault::new(FaultClass::Usage, "command.unknown", "an empty command"))?;
+        // Views, guests and digests block: a thread of their own.
+        let this = self.clone();
+        tokio::task::spawn_blocking(move || this.act(act, &progress))
+            .await
+            .map_err(|error| fault("command.died", format!("the command died: {error}")))?
+    }
+}

@@ -1,0 +1,149 @@
+//! Frames in: from the replication channel into the store, durable, then acknowledged.
+//!
+//! One task reads frames off the channel; one blocking worker appends whatever has come meanwhile as one
+//! group (one sync for many frames) and acknowledges the last. The queue between them is bounded, so a slow
+//! disk slows the sender, who has its own staging.
+//!
+//! Invariant: an acknowledgement is sent after `Store::append` returned, never before.
+
+use crate::estate::{Estate, Replica};
+use crate::replica_fault;
+use continuum_model::fault::{Fault, FaultClass};
+use continuum_model::feed::Envelope;
+use continuum_replica::Store;
+use continuum_wire::channel::{Ack, Incoming, Message, Receiver, Sender, Welcome};
+use continuum_wire::identity::Role;
+use std::sync::Arc;
+use tokio::sync::mpsc;
+
+/// Frames that wait for the worker.
+const QUEUE: usize = 32;
+/// Most frames, and most bytes, in one group.
+const GROUP: usize = 256;
+const GROUP_BYTES: usize = 16 << 20;
+
+/// Serves one stream until it ends.
+pub async fn serve(estate: Arc<Estate>, incoming: Incoming) {
+    let machine = incoming.hello.machine;
+    let store = match admit(&estate, &incoming) {
+        Ok(store) => store,
+        Err(fault) => {
+            tracing::warn!(%machine, peer = %incoming.peer, code = fault.code, "stream refused: {}", fault.message);
+            incoming.refuse(&fault).await;
+            return;
+        }
+    };
+    let last = store.state().last;
+    let welcome = Welcome {
+        number: last.number,
+        digest: last.digest,
+        sequence: last.sequence,
+        newest: last.newest,
+        epoch: incoming.hello.epoch,
+    };
+    let (sender, receiver) = match incoming.welcome(welcome).await {
+        Ok(both) => both,
+        Err(fault) => {
+            tracing::debug!(%machine, "stream lost: {}", fault.message);
+            return;
+        }
+    };
+    tracing::info!(%machine, after = %last.number, "stream open");
+    let (queue, frames) = mpsc::channel(QUEUE);
+    let ended = tokio::select! {
+        ended = take(receiver, queue) => ended,
+        ended = keep(store, frames, sender) => ended,
+    };
+    match ended {
+        Ok(()) => tracing::info!(%machine, "stream closed"),
+        Err(fault) => tracing::warn!(%machine, code = fault.code, "stream ended: {}", fault.message),
+    }
+}
+
+/// May this peer bring frames of this machine under this epoch?
+fn admit(estate: &Estate, incoming: &Incoming) -> Result<Arc<Store>, Fault> {
+    let machine = incoming.hello.machine;
+    let replica: Arc<Replica> = estate.replica(machine)?;
+    let assigned = replica.assigned();
+    if incoming.peer.role != Role::ProcessServer || incoming.peer.id != assigned.process_server {
+        return Err(Fault::new(
+            FaultClass::Refused,
+            "channel.no-right",
+            format!("{} has no right to machine {machine}", incoming.peer),
+        )
+        .affects("this stream")
+        .spares("the replica, of which nothing was touched")
+        .remedy(
+            "only the process server that the vault named may bring frames: see who uses its certificate",
+        ));
+    }
+    if incoming.hello.epoch != assigned.epoch {
+        let (class, code, words) = if incoming.hello.epoch < assigned.epoch {
+            (FaultClass::Refused, "epoch.superseded", "is superseded by")
+        } else {
+            (FaultClass::NotReady, "epoch.unknown", "is newer than")
+        };
+        return Err(Fault::new(
+            class,
+            code,
+            format!("epoch {} {words} {}", incoming.hello.epoch, assigned.epoch),
+        )
+        .affects("this stream")
+        .spares("the replica: only the newest writer may write it")
+        .remedy(
+            "nothing where the machine was failed over; else it settles when the vault has told all servers",
+        ));
+    }
+    replica.store()
+}
+
+async fn take(mut receiver: Receiver, queue: mpsc::Sender<Envelope>) -> Result<(), Fault> {
+    while let Some(message) = receiver.next().await? {
+        match message {
+            Message::Frame(envelope) => {
+                if queue.send(envelope).await.is_err() {
+                    break;
+                }
+            }
+            Message::Refused(fault) => return Err(fault),
+            Message::Ack(_) => {
+                return Err(crate::fault("channel.protocol", "an acknowledgement came the wrong way"));
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn keep(
+    store: Arc<Store>,
+    mut frames: mpsc::Receiver<Envelope>,
+    mut sender: Sender,
+) -> Result<(), Fault> {
+    while let Some(first) = frames.recv().await {
+        let mut bytes = first.len();
+        let mut group = vec![first];
+        while group.len() < GROUP && bytes < GROUP_BYTES {
+            let Ok(next) = frames.try_recv() else { break };
+            bytes += next.len();
+            group.push(next);
+        }
+        let keeping = store.clone();
+        let appended = tokio::task::spawn_blocking(move || keeping.append(&group)).await;
+        let appended = match appended.map_err(|error| crate::fault("replica.died", error.to_string())) {
+            Ok(Ok(appended)) => appended,
+            Ok(Err(error)) => {
+                let fault = replica_fault(&error);
+                sender.refuse(&fault).await;
+                return Err(fault);
+            }
+            Err(fault) => {
+                sender.refuse(&fault).await;
+                return Err(fault);
+            }
+        };
+        sender
+            .ack(Ack { number: appended.number, sequence: appended.sequence, newest: appended.newest })
+            .await?;
+    }
+    Ok(())
+}
