@@ -86,6 +86,7 @@ impl BringUp {
             match this.serve(record.clone()) {
                 Ok(served) => {
                     this.served().insert(record.view, served);
+                    this.start_again(&record);
                 }
                 Err(fault) => {
                     tracing::error!(view = %record.view, code = fault.code, "a view cannot be served again: {}", fault.message)
@@ -152,6 +153,15 @@ impl BringUp {
         let disk =
             |disk: &AssignedDisk| ServedDisk { disk: disk.clone(), endpoint: endpoint.uri(&disk.name) };
         Ok(served.record.disks.iter().map(disk).collect())
+    }
+
+    /// A machine that ran when this host went down comes up again with it.
+    fn start_again(&self, record: &Record) {
+        if let Some(guest) = record.guest.as_ref().filter(|guest| guest.process.is_some())
+            && let Err(fault) = self.start_guest(record.view, &guest.kind, "")
+        {
+            tracing::error!(view = %record.view, code = fault.code, "a machine could not be started again: {}", fault.message);
+        }
     }
 
     /// Starts the guest of a view. One that runs already is left alone.

@@ -1,0 +1,264 @@
+//! One service as a process of its own: `continuum role NAME --config FILE`.
+//!
+//! The file is JSON, written by the lab's supervisor (or made from `continuumd.toml`). A role publishes where
+//! it listens in the file it was told to, replaced atomically. It ends in good order on SIGTERM and SIGINT.
+
+use continuum_fabric::lab::guest::{self, GuestConfig};
+use continuum_master_target::MasterTargetConfig;
+use continuum_mobility_agent::{AgentConfig, AgentDisk};
+use continuum_model::fault::{Fault, FaultClass};
+use continuum_model::id::DiskId;
+use continuum_model::policy::Policy;
+use continuum_process_server::ProcessServerConfig;
+use continuum_vault::VaultConfig;
+use continuum_wire::tls::Credentials;
+use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+
+/// How long a role may take to end in good order.
+const STOP_DEADLINE: Duration = Duration::from_secs(5);
+
+/// What a role needs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "role", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Role {
+    /// The control plane.
+    Vault {
+        /// Everything it keeps.
+        dir: PathBuf,
+        /// What it is called.
+        name: String,
+        /// Such as `lab`.
+        environment: String,
+        /// For operators and servers.
+        listen: SocketAddr,
+        /// For newcomers.
+        listen_enrolment: SocketAddr,
+        /// Where others reach both, when that is not what they bind.
+        #[serde(default)]
+        advertise: Option<(String, String)>,
+        /// Name, fabric, whether replicas are kept there.
+        sites: Vec<(String, String, bool)>,
+        /// The default policy of the first start.
+        policy: Policy,
+        /// Where to say where it listens.
+        #[serde(default)]
+        publish: Option<PathBuf>,
+    },
+    /// The replication gateway.
+    ProcessServer {
+        /// Its name.
+        name: String,
+        /// Its site.
+        site: String,
+        /// The spool.
+        dir: PathBuf,
+        /// Its certificate and key.
+        identity: PathBuf,
+        /// For agents.
+        listen: SocketAddr,
+        /// Where agents reach it.
+        #[serde(default)]
+        advertise: Option<String>,
+        /// `host:port`.
+        vault_address: String,
+    },
+    /// The keeper of replicas.
+    MasterTarget {
+        /// Its name.
+        name: String,
+        /// Its site.
+        site: String,
+        /// Replicas.
+        dir: PathBuf,
+        /// Sockets.
+        run_dir: PathBuf,
+        /// Its certificate and key.
+        identity: PathBuf,
+        /// For process servers.
+        listen: SocketAddr,
+        /// Where process servers reach it.
+        #[serde(default)]
+        advertise: Option<String>,
+        /// `host:port`.
+        vault_address: String,
+    },
+    /// Sees the writes of one machine.
+    Agent {
+        /// The machine's name.
+        name: String,
+        /// Its site.
+        site: String,
+        /// The kind of its site.
+        fabric: String,
+        /// What runs on it.
+        guest: String,
+        /// Its disks: id, name, path, size to make it with.
+        disks: Vec<(DiskId, String, PathBuf, Option<u64>)>,
+        /// Change maps and staging.
+        dir: PathBuf,
+        /// Where guests find the disks.
+        socket: PathBuf,
+        /// Its certificate and key.
+        identity: PathBuf,
+        /// `host:port`.
+        vault_address: String,
+    },
+}
+
+/// Where a vault listens, as it is published.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Published {
+    /// For operators and servers.
+    pub address: String,
+    /// For newcomers.
+    pub enrolment_address: String,
+}
+
+/// A fault about configuration.
+pub fn configuration(message: impl Into<String>) -> Fault {
+    Fault::new(FaultClass::Configuration, "configuration.invalid", message)
+        .affects("this service: it does not start")
+        .spares("its data, of which nothing was touched")
+        .remedy("mend the file; `continuumd check-config` says the same without starting")
+}
+
+/// Reads a role's file.
+pub fn read(path: &Path) -> Result<Role, Fault> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| configuration(format!("{}: {error}", path.display())))?;
+    serde_json::from_str(&text).map_err(|error| configuration(format!("{}: {error}", path.display())))
+}
+
+/// Runs one role until it is told to end. `with_parent`: it is killed when its parent dies.
+pub fn main(role: Role, with_parent: bool) -> Result<(), Fault> {
+    if with_parent {
+        die_with_parent();
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|error| configuration(format!("threads could not be started: {error}")))?;
+    let ended = runtime.block_on(async {
+        let stop = CancellationToken::new();
+        let signals = stop.clone();
+        tokio::spawn(async move {
+            signalled().await;
+            signals.cancel();
+        });
+        let running = run(role, stop.clone());
+        tokio::pin!(running);
+        tokio::select! {
+            ended = &mut running => ended,
+            () = stop.cancelled() => match tokio::time::timeout(STOP_DEADLINE, running).await {
+                Ok(ended) => ended,
+                // What is durable is durable; the rest is known at the source.
+                Err(_) => Ok(()),
+            },
+        }
+    });
+    runtime.shutdown_timeout(Duration::from_millis(500));
+    ended
+}
+
+/// Waits for SIGTERM or SIGINT.
+pub async fn signalled() {
+    use tokio::signal::unix::{SignalKind, signal};
+    match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
+        (Ok(mut term), Ok(mut int)) => {
+            tokio::select! {
+                _ = term.recv() => {}
+                _ = int.recv() => {}
+            }
+        }
+        _ => std::future::pending().await,
+    }
+}
+
+/// The kernel kills us when the one who started us is gone.
+pub fn die_with_parent() {
+    if let Err(error) = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
+    {
+        tracing::warn!(%error, "this process will not notice the death of its parent");
+    }
+}
+
+/// Runs one role until `stop`.
+pub async fn run(role: Role, stop: CancellationToken) -> Result<(), Fault> {
+    let open =
+        |identity: &Path| Credentials::open(identity).map_err(|error| configuration(error.to_string()));
+    match role {
+        Role::Vault {
+            dir,
+            name,
+            environment,
+            listen,
+            listen_enrolment,
+            advertise,
+            sites,
+            policy,
+            publish,
+        } => {
+            let config =
+                VaultConfig { dir, name, environment, listen, listen_enrolment, advertise, sites, policy };
+            let (bound, listening) = oneshot::channel::<continuum_vault::Bound>();
+            let publishing = async {
+                if let (Ok(bound), Some(path)) = (listening.await, publish) {
+                    let published =
+                        Published { address: bound.address, enrolment_address: bound.enrolment_address };
+                    let text = serde_json::to_string(&published).unwrap_or_default();
+                    if let Err(error) = continuum_wire::ca::write_file(&path, text.as_bytes(), 0o600) {
+                        tracing::error!(%error, "the address could not be published");
+                    }
+                }
+                Ok::<(), Fault>(())
+            };
+            tokio::try_join!(continuum_vault::run(config, bound, stop), publishing).map(drop)
+        }
+        Role::ProcessServer { name, site, dir, identity, listen, advertise, vault_address } => {
+            let config = ProcessServerConfig { name, site, dir, listen, advertise, vault_address };
+            continuum_process_server::run(config, open(&identity)?, stop).await
+        }
+        Role::MasterTarget { name, site, dir, run_dir, identity, listen, advertise, vault_address } => {
+            let guest_program = std::env::current_exe()
+                .map_err(|error| configuration(format!("our own program: {error}")))?;
+            let config = MasterTargetConfig {
+                name,
+                site,
+                dir,
+                run_dir,
+                listen,
+                advertise,
+                vault_address,
+                guest_program,
+            };
+            continuum_master_target::run(config, open(&identity)?, stop).await
+        }
+        Role::Agent { name, site, fabric, guest, disks, dir, socket, identity, vault_address } => {
+            let disk = |(id, name, path, create_bytes)| AgentDisk { id, name, path, create_bytes };
+            let disks = disks.into_iter().map(disk).collect();
+            let config = AgentConfig { name, site, fabric, guest, disks, dir, socket, vault_address };
+            continuum_mobility_agent::run(config, open(&identity)?, stop).await
+        }
+    }
+}
+
+/// Runs a lab guest until it is killed.
+pub fn guest(
+    disks: Vec<String>,
+    heartbeat: PathBuf,
+    rate: u32,
+    format: bool,
+    with_parent: bool,
+) -> Result<(), Fault> {
+    if with_parent {
+        die_with_parent();
+    }
+    guest::run(&GuestConfig { disks, heartbeat, rate, format })
+        .map_err(|error| Fault::new(FaultClass::Failed, "guest.failed", format!("the guest ended: {error}")))
+}
