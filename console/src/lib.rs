@@ -11,6 +11,7 @@
 // A fault ends what was asked for: it is made once, and its size is of no matter.
 #![allow(clippy::result_large_err)]
 
+pub mod link;
 pub mod profile;
 pub mod tui;
 pub mod verb;

@@ -1,7 +1,7 @@
 //! Assembling roles: configuration, the lab's supervisor, and the programs `continuumd` and `continuum role`.
 //!
 //! - [`role`]: one service as a process of its own, from a file that says what it needs
-//! - [`config`]: `continuumd.toml`
+//! - [`config`] reads `continuumd.toml`
 //! - [`lab`]: two sites on this machine, with every service and guest a process of its own
 //! - [`control`]: what a running lab answers on its socket
 //! - [`log`]: where words go
