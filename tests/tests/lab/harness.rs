@@ -46,9 +46,12 @@ pub fn binary() -> PathBuf {
 }
 
 impl Lab {
-    /// Starts a lab and waits until all its machines are protected and healthy.
+    /// Starts a lab.
     pub fn start(options: &[&str]) -> Self {
-        let mut lab = Self { dir: tempfile::Builder::new().prefix("ct-lab-").tempdir().expect("a folder for the lab"), supervisor: None };
+        let mut lab = Self {
+            dir: tempfile::Builder::new().prefix("ct-lab-").tempdir().expect("a folder for the lab"),
+            supervisor: None,
+        };
         lab.launch(options);
         lab
     }
@@ -99,7 +102,11 @@ impl Lab {
     #[track_caller]
     pub fn machine(&self, name: &str) -> Value {
         let machines = self.json(&["get", "machines", name]);
-        machines.as_array().and_then(|list| list.first()).cloned().unwrap_or_else(|| panic!("no machine {name}"))
+        machines
+            .as_array()
+            .and_then(|list| list.first())
+            .cloned()
+            .unwrap_or_else(|| panic!("no machine {name}"))
     }
 
     /// Waits until `what` holds. The vault's own news would do; a test looks from outside instead.
@@ -121,7 +128,9 @@ impl Lab {
             let answer = lab.run(&["get", "machines", "-o", "json"]);
             let Ok(Value::Array(machines)) = serde_json::from_str(&answer.stdout) else { return false };
             machines.len() >= count
-                && machines.iter().all(|machine| machine["state"] == "protected" && machine["health"] == "healthy")
+                && machines
+                    .iter()
+                    .all(|machine| machine["state"] == "protected" && machine["health"] == "healthy")
         });
     }
 
@@ -147,7 +156,8 @@ impl Lab {
                 .find(|(r, n, _)| r == role && (name.is_empty() || n == name))
                 .map(|(_, _, pid)| pid)
         };
-        let pid = find(self).filter(|pid| *pid > 0).unwrap_or_else(|| panic!("no process {role} {name} to kill"));
+        let pid =
+            find(self).filter(|pid| *pid > 0).unwrap_or_else(|| panic!("no process {role} {name} to kill"));
         let killed = rustix::process::kill_process(
             rustix::process::Pid::from_raw(pid).expect("a pid"),
             rustix::process::Signal::KILL,
