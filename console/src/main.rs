@@ -1,2 +1,10 @@
-//! Room.
-fn main() {}
+//! The binary `continuum`: the terminal console, the same verbs as commands, and, started again under
+//! another role, the services of a lab.
+//!
+//! Lives here: what must happen before anything else, and the way to the verbs. Everything else lives in
+//! the library.
+
+fn main() -> std::process::ExitCode {
+    continuum_wire::tls::install_provider();
+    continuum_console::verb::main(std::env::args_os())
+}

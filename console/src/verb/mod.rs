@@ -1,0 +1,195 @@
+//! The verbs: one command, one answer, one exit code.
+//!
+//! - [`args`]: the command line and its help
+//! - [`get`], [`describe`]: what there is
+//! - [`order`], [`consent`], [`follow`], [`progress`]: what is to be done, agreed to, and watched
+//! - [`doctor`], [`session`], [`manual`]: this machine, its profiles, its documentation
+//! - [`contract`], [`output`]: the shape of answers
+//! - [`fault`]: the shape of errors
+//!
+//! Invariants: the answer goes to standard output, everything else to standard error. Without a terminal
+//! there is no colour and no question. Nothing from outside reaches a terminal unescaped.
+
+pub mod args;
+pub mod consent;
+pub mod contract;
+pub mod describe;
+pub mod doctor;
+pub mod fault;
+pub mod follow;
+pub mod get;
+pub mod manual;
+pub mod order;
+pub mod output;
+pub mod progress;
+pub mod session;
+pub mod vault;
+
+use crate::profile::Choice;
+use args::{Cli, Verb};
+use clap::Parser;
+use continuum_model::fault::{Fault, FaultClass};
+use continuum_model::untrusted::shown;
+use continuum_proto::v1 as pb;
+use order::Danger;
+use output::{Format, Style};
+use pb::order_request::Order;
+use std::ffi::OsString;
+use std::io::{self, IsTerminal, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// What every verb gets from the command line and the environment.
+pub struct Setting {
+    /// Which vault.
+    pub choice: Choice,
+    /// How to write.
+    pub style: Style,
+    /// Whether standard error takes colour.
+    pub colour_err: bool,
+    /// `--yes`.
+    pub yes: bool,
+    /// `--dir`, as it stood on the command line.
+    pub dir: Option<PathBuf>,
+}
+
+impl Setting {
+    fn of(common: &args::Common) -> Self {
+        let choice =
+            Choice { profile: common.profile.clone(), connect: common.connect.clone(), dir: common.dir.clone() };
+        let style = Style::choose(common.output, common.no_color);
+        let colour_err = Style::allowed(common.no_color) && io::stderr().is_terminal();
+        Self { choice: choice.with_environment(), style, colour_err, yes: common.yes, dir: common.dir.clone() }
+    }
+
+    /// Writes to standard output. A reader that went away is no error of ours.
+    pub fn write(&self, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), Fault> {
+        let mut out = io::BufWriter::new(io::stdout().lock());
+        match write(&mut out).and_then(|()| out.flush()) {
+            Ok(()) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            Err(error) => Err(Fault::new(FaultClass::Failed, "output.failed", format!("the answer could not be written: {error}"))
+                .affects("this answer")
+                .spares("what it is about")),
+        }
+    }
+
+    /// A line for a person, beside the answer; nothing where a program reads.
+    pub fn say(&self, line: &str) {
+        if !self.style.format.for_programs() {
+            let _ = writeln!(io::stderr(), "{}", shown(line));
+        }
+    }
+}
+
+/// Parses, runs, and says how it went.
+pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let words: Vec<OsString> = words.into_iter().collect();
+    let cli = match Cli::try_parse_from(&words) {
+        Ok(cli) => cli,
+        Err(error) => return fault::usage(&error, &words),
+    };
+    let setting = Setting::of(&cli.common);
+    match run(&setting, cli.verb) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(fault) => fault::report(&fault, &setting),
+    }
+}
+
+fn run(setting: &Setting, verb: Option<Verb>) -> Result<(), Fault> {
+    match verb {
+        None => manual::short_help(),
+        Some(Verb::Completions { shell }) => manual::completions(setting, shell),
+        Some(Verb::Man) => manual::pages(setting),
+        Some(Verb::Profiles(profiles)) => session::profiles(setting, &profiles),
+        Some(Verb::Logout(logout)) => session::logout(setting, &logout),
+        Some(verb) => {
+            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(|error| {
+                Fault::new(FaultClass::Failed, "runtime", format!("threads could not be started: {error}"))
+                    .remedy("see the limits of this user: `ulimit -a`")
+            })?;
+            let result = runtime.block_on(ask(setting, verb));
+            // A question or a name lookup may still hold a thread; nothing waits for it.
+            runtime.shutdown_background();
+            result
+        }
+    }
+}
+
+async fn ask(setting: &Setting, verb: Verb) -> Result<(), Fault> {
+    match verb {
+        Verb::Get(get) => get::run(setting, &get).await,
+        Verb::Describe(describe) => describe::run(setting, &describe).await,
+        Verb::Readiness(readiness) => describe::readiness(setting, &readiness).await,
+        Verb::Doctor => doctor::run(setting).await,
+        Verb::Login(login) => session::login(setting, &login).await,
+        Verb::Token(token) => session::token(setting, &token).await,
+        Verb::Wait(wait) => order::wait(setting, &wait).await,
+        Verb::Protect(protect) => order::protect(setting, &protect).await,
+        Verb::Pause(o) => order::give(setting, &o.machine, Order::Pause(pb::Pause {}), &o.wait, None).await,
+        Verb::Resume(o) => order::give(setting, &o.machine, Order::Resume(pb::Resume {}), &o.wait, None).await,
+        Verb::Bookmark(o) => {
+            let order = pb::Bookmark { name: o.name, app_consistent: o.app_consistent };
+            order::give(setting, &o.machine, Order::Bookmark(order), &o.wait, None).await
+        }
+        Verb::Pin(o) => {
+            let order = pb::PinPoint { point: o.point, pinned: !o.remove };
+            order::give(setting, &o.machine, Order::PinPoint(order), &o.wait, None).await
+        }
+        Verb::TestFailover(o) => {
+            let order = pb::TestFailoverOrder { point: o.point, keep_on_failure: o.keep };
+            order::give(setting, &o.machine, Order::TestFailover(order), &o.wait, None).await
+        }
+        Verb::Cleanup(o) => {
+            order::give(setting, &o.machine, Order::Cleanup(pb::Cleanup { note: o.note }), &o.wait, None).await
+        }
+        Verb::Verify(o) => {
+            let order = pb::Verify { point: o.point.unwrap_or_default() };
+            order::give(setting, &o.machine, Order::Verify(order), &o.wait, None).await
+        }
+        Verb::Retry(o) => match (o.job, o.machine) {
+            (Some(job), _) => order::give(setting, "", Order::RetryJob(pb::RetryJob { job }), &o.wait, None).await,
+            (None, machine) => {
+                let machine = machine.unwrap_or_default();
+                order::give(setting, &machine, Order::RetryNow(pb::RetryNow {}), &o.wait, None).await
+            }
+        },
+        Verb::Cancel(o) => order::give(setting, "", Order::CancelJob(pb::CancelJob { job: o.job }), &o.wait, None).await,
+        Verb::Acknowledge(o) => {
+            let order = pb::AcknowledgeAlert { alert: o.alert };
+            order::give(setting, "", Order::AcknowledgeAlert(order), &o.wait, None).await
+        }
+        Verb::Unprotect(o) => {
+            let danger = Danger { order: "unprotect", point: "", consent: &o.consent };
+            let order = pb::Unprotect { keep_replica: o.keep_replica };
+            order::give(setting, &o.machine, Order::Unprotect(order), &o.wait, Some(danger)).await
+        }
+        Verb::Commit(o) => {
+            let danger = Danger { order: "commit", point: "", consent: &o.consent };
+            order::give(setting, &o.machine, Order::Commit(pb::Commit {}), &o.wait, Some(danger)).await
+        }
+        Verb::Failover(o) if o.planned => Err(order::planned_failover(&o.machine)),
+        Verb::Failover(o) => {
+            let point = o.point.unwrap_or_default();
+            let danger = Danger { order: "failover", point: &point, consent: &o.consent };
+            let order = pb::FailoverOrder { kind: "unplanned".into(), point: point.clone() };
+            order::give(setting, &o.machine, Order::Failover(order), &o.wait, Some(danger)).await
+        }
+        // Handled before the runtime was made.
+        Verb::Completions { .. } | Verb::Man | Verb::Profiles(_) | Verb::Logout(_) => Ok(()),
+    }
+}
+
+/// Whether `-o json` stands among the words; for errors of the words themselves.
+fn wants_json(words: &[OsString]) -> bool {
+    let words: Vec<_> = words.iter().map(|word| word.to_string_lossy()).take_while(|word| word != "--").collect();
+    words.iter().enumerate().any(|(at, word)| {
+        let next = || words.get(at + 1).is_some_and(|next| next == "json");
+        matches!(&**word, "-ojson" | "-o=json" | "--output=json") || (matches!(&**word, "-o" | "--output") && next())
+    })
+}
+
+/// Whether a format was asked for whose errors are JSON, too.
+const fn errors_in_json(format: Format) -> bool {
+    matches!(format, Format::Json)
+}
