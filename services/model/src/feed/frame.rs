@@ -417,6 +417,34 @@ impl FrameBuilder {
         });
     }
 
+    /// Appends a write whose data the caller keeps, and whose [`data_sum`] it made before it took the
+    /// feed's lock. Otherwise as [`FrameBuilder::push`].
+    pub fn push_write(
+        &mut self,
+        (sequence, time): (Sequence, Timestamp),
+        (disk, offset): (DiskIndex, u64),
+        data: &[u8],
+        data_sum: u64,
+        injected: bool,
+    ) {
+        let data_at = self.payload.len() as u32;
+        self.payload.extend_from_slice(data);
+        self.rows.push(Row {
+            kind: RowKind::Write,
+            injected,
+            consistent: false,
+            point: false,
+            disk,
+            length: data.len() as u32,
+            offset,
+            time,
+            sequence,
+            data_at,
+            data_len: data.len() as u32,
+            data_sum,
+        });
+    }
+
     /// Whether a record with `data_len` bytes of data still fits.
     pub fn has_room_for(&self, data_len: usize) -> bool {
         self.rows.len() < RECORDS_MAX && self.payload.len() + data_len <= PAYLOAD_BYTES_MAX
