@@ -1,1 +1,16 @@
-//! Room to be filled.
+//! The process server: the replication gateway near the source. Receives, spools, compresses, forwards.
+//!
+//! - [`relay`]: one machine's stream, from its agent to its master target and acknowledgements back
+//! - [`spool`]: frames between the two, bounded, in memory first and on disk beyond
+//! - [`compress`]: what makes a payload smaller, when it is worth it
+//! - [`control`]: the session with the vault
+//!
+//! It holds nothing that cannot be lost: acknowledgements come from the target only, so whatever dies here
+//! is still known at the source. Kill it, wipe its disk, start another one.
+
+pub mod compress;
+pub mod control;
+pub mod relay;
+pub mod spool;
+
+pub use control::{ProcessServerConfig, run};

@@ -148,7 +148,7 @@ mod tests {
             format!("continuum://{vault}/agent/"),
             format!("continuum://{vault}/agent/a/b"),
             format!("continuum://{vault}/agent/a\u{1b}b"),
-            format!("continuum://x/agent/1"),
+            "continuum://x/agent/1".to_owned(),
         ] {
             assert_eq!(Identity::parse(&wrong), None, "{wrong}");
         }

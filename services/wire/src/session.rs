@@ -258,3 +258,43 @@ impl Answers {
         }
     }
 }
+
+/// Dials the vault, and renews our certificate when half of its life is over.
+pub async fn dial_and_renew(credentials: &crate::tls::Credentials, vault: &str) -> Result<Channel, Fault> {
+    let channel = crate::grpc::channel(credentials, vault, crate::identity::Role::Vault).await?;
+    let now = continuum_model::world::Clock::wall(&continuum_model::world::SystemClock::default());
+    match crate::enroll::renew_when_due(credentials, &channel, now).await {
+        Ok(true) => tracing::info!("the certificate was renewed"),
+        Ok(false) => {}
+        Err(fault) => {
+            tracing::warn!(code = fault.code, "the certificate could not be renewed: {}", fault.message)
+        }
+    }
+    Ok(channel)
+}
+
+/// This process and the volume of its data, for reports.
+pub fn load(dir: &std::path::Path) -> pb::Load {
+    let memory_bytes = std::fs::read_to_string("/proc/self/statm")
+        .ok()
+        .and_then(|text| text.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()))
+        .map_or(0, |pages| pages * rustix::param::page_size() as u64);
+    let free_bytes = rustix::fs::statvfs(dir).map_or(0, |volume| volume.f_bavail * volume.f_frsize);
+    pb::Load { cpu_percent: cpu_percent(), memory_bytes, free_bytes }
+}
+
+/// Share of one core that this process used since the last call.
+fn cpu_percent() -> f64 {
+    use std::sync::Mutex;
+    static LAST: Mutex<Option<(std::time::Instant, Duration)>> = Mutex::new(None);
+    let used = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    let used = Duration::new(used.tv_sec.unsigned_abs(), used.tv_nsec.unsigned_abs() as u32);
+    let now = std::time::Instant::now();
+    let mut last = LAST.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let percent = last.map_or(0.0, |(at, before)| {
+        let span = now.duration_since(at).as_secs_f64().max(0.001);
+        100.0 * used.saturating_sub(before).as_secs_f64() / span
+    });
+    *last = Some((now, used));
+    percent
+}
