@@ -1,6 +1,8 @@
 //! A plain NBD client, written from the protocol document and sharing no code with the server; scratch folders.
 #![allow(dead_code)] // each test takes what it needs
 
+pub mod target;
+
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
