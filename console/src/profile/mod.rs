@@ -192,14 +192,18 @@ pub fn address(url: &str) -> Result<String, Fault> {
         return Err(wrong("the host is missing or holds what no host name holds"));
     }
     let port = match port {
-        Some(port) => port.parse::<u16>().ok().filter(|port| *port != 0).ok_or_else(|| wrong("the port is not 1 to 65535"))?,
+        Some(port) => port
+            .parse::<u16>()
+            .ok()
+            .filter(|port| *port != 0)
+            .ok_or_else(|| wrong("the port is not 1 to 65535"))?,
         None => 443,
     };
     if bare.contains(':') { Ok(format!("[{bare}]:{port}")) } else { Ok(format!("{bare}:{port}")) }
 }
 
-/// Reads a TOML file of ours: bounded, strict, the error with line and column.
-pub fn read<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, Fault> {
+/// Reads a TOML file of ours: bounded, strict, every problem with its line and column.
+pub fn read<T: serde::de::DeserializeOwned + Fields>(path: &Path) -> Result<T, Fault> {
     let shown_path = shown(&path.display().to_string());
     let failed = |class, reason: &str| {
         Fault::new(class, "profile.file", format!("{shown_path}: {reason}"))
@@ -217,11 +221,60 @@ pub fn read<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, Fault> {
     if size > PROFILE_BYTES_MAX {
         return Err(failed(FaultClass::Configuration, "larger than 64 KiB, so it is none of ours"));
     }
-    let text = std::fs::read_to_string(path).map_err(|error| failed(FaultClass::Configuration, &error.to_string()))?;
-    toml::from_str(&text).map_err(|error| {
-        let (line, column) = error.span().map_or((0, 0), |span| position(&text, span.start));
-        failed(FaultClass::Configuration, &format!("line {line}, column {column}: {}", shown(error.message())))
-    })
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| failed(FaultClass::Configuration, &error.to_string()))?;
+    parse(&text).map_err(|problems| failed(FaultClass::Configuration, &problems.join("; ")))
+}
+
+/// A file's fields, each with what is wrong with a value, if anything.
+pub trait Fields {
+    /// `None`: there is no such field.
+    fn problem(field: &str, value: &toml::Value) -> Option<Result<(), &'static str>>;
+}
+
+impl Fields for ProfileFile {
+    fn problem(field: &str, value: &toml::Value) -> Option<Result<(), &'static str>> {
+        match field {
+            "address" => {
+                Some(value.as_str().map(|_| ()).ok_or("must be a text such as \"vault.example:443\""))
+            }
+            "key" => {
+                let known = matches!(value.as_str(), Some("file" | "keyring"));
+                Some(if known { Ok(()) } else { Err("must be \"file\" or \"keyring\"") })
+            }
+            _ => None,
+        }
+    }
+}
+
+fn parse<T: serde::de::DeserializeOwned + Fields>(text: &str) -> Result<T, Vec<String>> {
+    type Table = std::collections::BTreeMap<toml::Spanned<String>, toml::Spanned<toml::Value>>;
+    let told = |error: &toml::de::Error| match error.span() {
+        Some(span) => {
+            let (line, column) = position(text, span.start);
+            format!("line {line}, column {column}: {}", shown(error.message()))
+        }
+        None => shown(error.message()),
+    };
+    let table: Table = toml::from_str(text).map_err(|error| vec![told(&error)])?;
+    let mut problems = Vec::new();
+    for (field, value) in &table {
+        let name = shown(field.get_ref());
+        let (at, problem) = match T::problem(field.get_ref(), value.get_ref()) {
+            None => (field.span().start, format!("there is no field `{name}`")),
+            Some(Err(problem)) => (value.span().start, format!("`{name}` {problem}")),
+            Some(Ok(())) => continue,
+        };
+        problems.push((position(text, at), problem));
+    }
+    if problems.is_empty() {
+        return toml::from_str(text).map_err(|error| vec![told(&error)]);
+    }
+    problems.sort();
+    Err(problems
+        .into_iter()
+        .map(|((line, column), problem)| format!("line {line}, column {column}: {problem}"))
+        .collect())
 }
 
 fn position(text: &str, at: usize) -> (usize, usize) {
@@ -244,8 +297,12 @@ fn no_lab(place: &Place) -> Fault {
 }
 
 fn no_home() -> Fault {
-    Fault::new(FaultClass::Configuration, "profile.home", "there is no home directory to look for profiles in")
-        .remedy("set HOME, or name the installation with --dir")
+    Fault::new(
+        FaultClass::Configuration,
+        "profile.home",
+        "there is no home directory to look for profiles in",
+    )
+    .remedy("set HOME, or name the installation with --dir")
 }
 
 #[cfg(test)]
@@ -265,7 +322,18 @@ mod tests {
         ] {
             assert_eq!(address(text).as_deref(), Ok(expected), "{text}");
         }
-        for wrong in ["", "http://vault", "https://", "vault:0", "vault:70000", "vault:x", "a b:1", "-rf:1", "v\u{1b}[m:1", "https://vault/path"] {
+        for wrong in [
+            "",
+            "http://vault",
+            "https://",
+            "vault:0",
+            "vault:70000",
+            "vault:x",
+            "a b:1",
+            "-rf:1",
+            "v\u{1b}[m:1",
+            "https://vault/path",
+        ] {
             let fault = address(wrong).unwrap_err();
             assert_eq!(fault.class, FaultClass::Usage, "{wrong}");
             assert!(!fault.message.contains('\u{1b}'));
@@ -277,10 +345,17 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("profile.toml");
         for (content, part) in [
-            ("address = 5\n", "line 1, column 11"),
-            ("address = \"v:1\"\nkeys = \"file\"\n", "line 2, column 1"),
-            ("address = \"v:1\"\nkey = \"pocket\"\n", "line 2, column 7"),
-            ("", "address"),
+            ("address = 5\n", "line 1, column 11: `address` must be a text"),
+            ("address = \"v:1\"\nkeys = \"file\"\n", "line 2, column 1: there is no field `keys`"),
+            (
+                "key = \"pocket\"\naddress = 5\n",
+                "line 1, column 7: `key` must be \"file\" or \"keyring\"; line 2, column 11: `address` must",
+            ),
+            ("address = \"v:1\"\naddress = \"v:2\"\n", "line 2, column 1: duplicate key"),
+            ("address = \"v:1\n", "line 1, column 15"),
+            (&format!("address = {}1{}", "[".repeat(5000), "]".repeat(5000)), "recursion"),
+            ("\"a\\u001b\" = 1\n", "there is no field `a␛`"),
+            ("", "missing field `address`"),
         ] {
             std::fs::write(&path, content).unwrap();
             let fault = read::<ProfileFile>(&path).unwrap_err();

@@ -32,7 +32,8 @@ pub fn open(place: &Place, key: KeyPlace) -> Result<Credentials, Fault> {
                 ca::write_file(&scratch.0.join(name), text.as_bytes(), 0o600)
                     .map_err(|error| unusable(place, &error))?;
             }
-            ca::write_file(&scratch.0.join("key.pem"), &key, 0o600).map_err(|error| unusable(place, &error))?;
+            ca::write_file(&scratch.0.join("key.pem"), &key, 0o600)
+                .map_err(|error| unusable(place, &error))?;
             Credentials::open(&scratch.0).map_err(|error| unusable(place, &error))
         }
     }
@@ -98,8 +99,12 @@ fn unusable(place: &Place, error: &PkiError) -> Fault {
 }
 
 fn local(path: &Path, error: &std::io::Error) -> Fault {
-    Fault::new(FaultClass::Configuration, "profile.file", format!("{}: {error}", shown(&path.display().to_string())))
-        .remedy("see `continuum doctor`")
+    Fault::new(
+        FaultClass::Configuration,
+        "profile.file",
+        format!("{}: {error}", shown(&path.display().to_string())),
+    )
+    .remedy("see `continuum doctor`")
 }
 
 /// A directory of our own in memory, gone when dropped.

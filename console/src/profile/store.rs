@@ -1,6 +1,6 @@
 //! The profiles in the configuration directory: list, choose, add, remove.
 
-use super::{KeyPlace, Place, ProfileFile, config_dir, read, secret};
+use super::{Fields, KeyPlace, Place, ProfileFile, config_dir, read, secret};
 use continuum_model::fault::{Fault, FaultClass};
 use continuum_model::untrusted::shown;
 use continuum_wire::ca;
@@ -16,6 +16,15 @@ struct Config {
     profile: Option<String>,
     #[serde(flatten)]
     rest: toml::Table,
+}
+
+impl Fields for Config {
+    fn problem(field: &str, value: &toml::Value) -> Option<Result<(), &'static str>> {
+        match field {
+            "profile" => Some(value.as_str().map(|_| ()).ok_or("must be the name of a profile")),
+            _ => Some(Ok(())),
+        }
+    }
 }
 
 /// A profile as `continuum profiles` lists it.
@@ -37,9 +46,13 @@ pub fn check(name: &str) -> Result<(), Fault> {
     if plain {
         return Ok(());
     }
-    Err(Fault::new(FaultClass::Usage, "profile.name", format!("`{}` cannot be a profile's name", shown(name)))
-        .spares("nothing was changed")
-        .remedy("write 1 to 64 letters, digits, -, _ or ., beginning with a letter or digit"))
+    Err(Fault::new(
+        FaultClass::Usage,
+        "profile.name",
+        format!("`{}` cannot be a profile's name", shown(name)),
+    )
+    .spares("nothing was changed")
+    .remedy("write 1 to 64 letters, digits, -, _ or ., beginning with a letter or digit"))
 }
 
 /// Where a profile is.
@@ -48,10 +61,15 @@ pub fn place(name: &str) -> Result<Place, Fault> {
     let dir = profiles()?.join(name);
     if !dir.join("profile.toml").exists() {
         let known = list()?.into_iter().map(|profile| profile.name).collect::<Vec<_>>().join(", ");
-        let known = if known.is_empty() { "there is none yet".to_owned() } else { format!("there are: {known}") };
-        return Err(Fault::new(FaultClass::Configuration, "profile.unknown", format!("no profile is called {name}; {known}"))
-            .spares("nothing was changed")
-            .remedy("see `continuum profiles`, or make it with `continuum login`"));
+        let known =
+            if known.is_empty() { "there is none yet".to_owned() } else { format!("there are: {known}") };
+        return Err(Fault::new(
+            FaultClass::Configuration,
+            "profile.unknown",
+            format!("no profile is called {name}; {known}"),
+        )
+        .spares("nothing was changed")
+        .remedy("see `continuum profiles`, or make it with `continuum login`"));
     }
     Ok(Place { label: name.to_owned(), dir, lab: false })
 }
@@ -101,7 +119,11 @@ pub fn choose(name: Option<&str>) -> Result<(), Fault> {
     config.profile = name.map(str::to_owned);
     make(&dir)?;
     let text = toml::to_string(&config).map_err(|error| {
-        Fault::new(FaultClass::Configuration, "profile.config", format!("the configuration cannot be written: {error}"))
+        Fault::new(
+            FaultClass::Configuration,
+            "profile.config",
+            format!("the configuration cannot be written: {error}"),
+        )
     })?;
     ca::write_file(&path, text.as_bytes(), 0o600).map_err(|error| pki(&error))
 }
@@ -119,10 +141,15 @@ pub fn staging() -> Result<PathBuf, Fault> {
 pub fn adopt(staging: &Path, name: &str, address: &str, keyring: bool) -> Result<KeyPlace, Fault> {
     check(name)?;
     let dir = profiles()?.join(name);
-    let key = if keyring && secret::into_keyring(staging, &dir)? { KeyPlace::Keyring } else { KeyPlace::File };
+    let key =
+        if keyring && secret::into_keyring(staging, &dir)? { KeyPlace::Keyring } else { KeyPlace::File };
     let file = ProfileFile { address: address.to_owned(), key };
     let text = toml::to_string(&file).map_err(|error| {
-        Fault::new(FaultClass::Configuration, "profile.file", format!("the profile cannot be written: {error}"))
+        Fault::new(
+            FaultClass::Configuration,
+            "profile.file",
+            format!("the profile cannot be written: {error}"),
+        )
     })?;
     ca::write_file(&staging.join("profile.toml"), text.as_bytes(), 0o600).map_err(|error| pki(&error))?;
     if dir.exists() {
@@ -136,7 +163,8 @@ pub fn adopt(staging: &Path, name: &str, address: &str, keyring: bool) -> Result
 /// Removes a profile and its key.
 pub fn remove(name: &str) -> Result<(), Fault> {
     let place = place(name)?;
-    let in_keyring = read::<ProfileFile>(&place.dir.join("profile.toml")).is_ok_and(|file| file.key == KeyPlace::Keyring);
+    let in_keyring =
+        read::<ProfileFile>(&place.dir.join("profile.toml")).is_ok_and(|file| file.key == KeyPlace::Keyring);
     if in_keyring {
         secret::forget(&place.dir)?;
     }
@@ -155,12 +183,17 @@ fn make(dir: &Path) -> Result<(), Fault> {
 }
 
 fn pki(error: &ca::PkiError) -> Fault {
-    Fault::new(FaultClass::Configuration, "profile.file", shown(&error.to_string())).remedy("see `continuum doctor`")
+    Fault::new(FaultClass::Configuration, "profile.file", shown(&error.to_string()))
+        .remedy("see `continuum doctor`")
 }
 
 fn failed(path: &Path, error: &std::io::Error) -> Fault {
-    Fault::new(FaultClass::Configuration, "profile.file", format!("{}: {error}", shown(&path.display().to_string())))
-        .affects("profiles on this machine")
-        .spares("vaults, machines and replicas")
-        .remedy("see `continuum doctor`")
+    Fault::new(
+        FaultClass::Configuration,
+        "profile.file",
+        format!("{}: {error}", shown(&path.display().to_string())),
+    )
+    .affects("profiles on this machine")
+    .spares("vaults, machines and replicas")
+    .remedy("see `continuum doctor`")
 }

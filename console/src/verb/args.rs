@@ -194,12 +194,11 @@ Examples:
     Token(TokenArgs),
     /// Make a profile for a vault and its credentials
     #[command(after_help = "\
-An owner makes the token. It is used up by this, and the key never leaves this machine.
+An owner of the vault makes the credentials, or a one-use token with which this machine makes its own key.
 
 Examples:
-  continuum login https://vault.example:443 --token ct1.…
-  continuum login --token-file /run/token --name berlin
-  continuum login vault.example:443 --credentials ./from-the-owner")]
+  continuum login https://vault.example:443 --credentials ./from-the-owner
+  continuum login --token-file ./token --name berlin")]
     Login(Login),
     /// List the profiles, or choose one
     #[command(after_help = "Examples:\n  continuum profiles\n  continuum profiles use berlin")]
@@ -595,8 +594,6 @@ pub enum Newcomer {
     ProcessServer,
     /// Keeps replicas
     MasterTarget,
-    /// A person or a script
-    Operator,
 }
 
 impl Newcomer {
@@ -606,7 +603,6 @@ impl Newcomer {
             Self::Agent => "agent",
             Self::ProcessServer => "process-server",
             Self::MasterTarget => "master-target",
-            Self::Operator => "operator",
         }
     }
 }
@@ -618,7 +614,7 @@ pub struct TokenArgs {
     #[arg(value_enum)]
     pub role: Newcomer,
     /// At which site the newcomer will be
-    #[arg(long, default_value = "", hide_default_value = true)]
+    #[arg(long)]
     pub site: String,
     /// Only a machine of this name may use it
     #[arg(long, default_value = "", hide_default_value = true, allow_hyphen_values = true)]

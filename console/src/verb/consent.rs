@@ -77,7 +77,12 @@ pub fn obtain(
         return Ok(agreed(""));
     }
     if yes {
-        return Err(refused(what, machine, "data can be lost, and --yes alone does not agree to that", asked));
+        return Err(refused(
+            what,
+            machine,
+            "data can be lost, and --yes alone does not agree to that",
+            asked,
+        ));
     }
     if !person.is_there() {
         return Err(refused(what, machine, "nobody can be asked here", asked));
@@ -107,7 +112,8 @@ pub fn told(report: &pb::ReadinessReply) -> String {
     }
     if let Some(preview) = &report.preview {
         if let Some(point) = &preview.point {
-            let name = if point.name.is_empty() { String::new() } else { format!(" \"{}\"", shown(&point.name)) };
+            let name =
+                if point.name.is_empty() { String::new() } else { format!(" \"{}\"", shown(&point.name)) };
             text += &format!(
                 "  moment      {} ({}{name})\n",
                 continuum_model::time::Timestamp::from_micros(point.time_us),
@@ -158,11 +164,20 @@ pub fn not_ready(what: &str, machine: &str, report: &pb::ReadinessReply) -> Faul
     let failed: Vec<&pb::Check> = report.checks.iter().filter(|check| check.state == "failed").collect();
     let reasons = failed.iter().map(|check| format!("{}: {}", shown(&check.name), shown(&check.detail)));
     let reasons = reasons.collect::<Vec<_>>().join("; ");
-    let remedies: Vec<String> = failed.iter().filter(|check| !check.remedy.is_empty()).map(|check| shown(&check.remedy)).collect();
+    let remedies: Vec<String> =
+        failed.iter().filter(|check| !check.remedy.is_empty()).map(|check| shown(&check.remedy)).collect();
     let message = if reasons.is_empty() { shown(&report.summary) } else { reasons };
-    Fault::new(FaultClass::NotReady, "readiness.failed", format!("{what} of {} is not possible now: {message}", shown(machine)))
-        .spares("nothing was changed")
-        .remedy(if remedies.is_empty() { format!("see `continuum readiness {}`", quoted(machine)) } else { remedies.join("; ") })
+    Fault::new(
+        FaultClass::NotReady,
+        "readiness.failed",
+        format!("{what} of {} is not possible now: {message}", shown(machine)),
+    )
+    .spares("nothing was changed")
+    .remedy(if remedies.is_empty() {
+        format!("see `continuum readiness {}`", quoted(machine))
+    } else {
+        remedies.join("; ")
+    })
 }
 
 fn refused(what: &str, machine: &str, why: &str, asked: &str) -> Fault {
@@ -171,14 +186,19 @@ fn refused(what: &str, machine: &str, why: &str, asked: &str) -> Fault {
     } else {
         format!("give --yes --confirm {}, or run it at a terminal and type the name", quoted(asked))
     };
-    Fault::new(FaultClass::Refused, "consent.missing", format!("{what} of {} was not begun: {why}", shown(machine)))
-        .spares("nothing was changed")
-        .remedy(remedy)
+    Fault::new(
+        FaultClass::Refused,
+        "consent.missing",
+        format!("{what} of {} was not begun: {why}", shown(machine)),
+    )
+    .spares("nothing was changed")
+    .remedy(remedy)
 }
 
 /// A name as a shell takes it, made harmless to show.
 pub fn quoted(name: &str) -> String {
-    let plain = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_./:@".contains(&byte));
+    let plain = !name.is_empty()
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_./:@".contains(&byte));
     if plain {
         return name.to_owned();
     }
@@ -230,7 +250,15 @@ mod tests {
             ("destroys, another answer", "", true, false, None, Some("y"), false),
             ("name asked, nobody there", "web-01", true, false, None, None, false),
             ("name asked, --yes alone", "web-01", true, true, None, None, false),
-            ("name asked, --yes at a terminal asks nobody", "web-01", true, true, None, Some("web-01"), false),
+            (
+                "name asked, --yes at a terminal asks nobody",
+                "web-01",
+                true,
+                true,
+                None,
+                Some("web-01"),
+                false,
+            ),
             ("name asked, --confirm alone", "web-01", true, false, Some("web-01"), None, false),
             ("name asked, both", "web-01", true, true, Some("web-01"), None, true),
             ("name asked, both, wrong", "web-01", true, true, Some("web-02"), None, false),
@@ -255,13 +283,19 @@ mod tests {
     fn not_ready_says_every_reason_and_asks_nobody() {
         let report = pb::ReadinessReply {
             checks: vec![
-                pb::Check { name: "agent".into(), state: "failed".into(), detail: "silent\u{1b}[2J".into(), remedy: "start it".into() },
+                pb::Check {
+                    name: "agent".into(),
+                    state: "failed".into(),
+                    detail: "silent\u{1b}[2J".into(),
+                    remedy: "start it".into(),
+                },
                 pb::Check { name: "target".into(), state: "ok".into(), ..Default::default() },
             ],
             ..Default::default()
         };
         let mut person = Scripted(Some("web-01"), Vec::new());
-        let fault = obtain("failover", "web-01", &report, true, &Consent::default(), &mut person).unwrap_err();
+        let fault =
+            obtain("failover", "web-01", &report, true, &Consent::default(), &mut person).unwrap_err();
         assert_eq!((fault.class, fault.remedy.as_str()), (FaultClass::NotReady, "start it"));
         assert_eq!(fault.message, "failover of web-01 is not possible now: agent: silent␛[2J");
         assert!(person.1.is_empty());

@@ -125,7 +125,10 @@ pub fn order(job: &pb::Job) -> Doc {
         ("by", Doc::text(&job.by)),
         ("created", Doc::time(job.created_us)),
         ("waiting_for", Doc::text(&job.waiting_for)),
-        ("fault", job.fault.as_ref().map(|carried| fault(&continuum_wire::grpc::fault_from_proto(carried))).into()),
+        (
+            "fault",
+            job.fault.as_ref().map(|carried| fault(&continuum_wire::grpc::fault_from_proto(carried))).into(),
+        ),
     ])
 }
 

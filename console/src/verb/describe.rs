@@ -23,7 +23,9 @@ pub async fn run(setting: &Setting, describe: &Describe) -> Result<(), Fault> {
         one(&mut vault, describe).await?
     };
     let shape = whole.clone();
-    setting.write(|out| output::one(out, setting.style, shape, |out, _| text(out, &whole, 0, setting.style.colour)))
+    setting.write(|out| {
+        output::one(out, setting.style, shape, |out, _| text(out, &whole, 0, setting.style.colour))
+    })
 }
 
 async fn one(vault: &mut Vault, describe: &Describe) -> Result<Doc, Fault> {
@@ -43,7 +45,12 @@ async fn one(vault: &mut Vault, describe: &Describe) -> Result<Doc, Fault> {
             Err(Fault::new(
                 FaultClass::Usage,
                 "usage.ambiguous",
-                format!("{} {} are called {}: {ids}", several.len(), describe.noun.plural(), shown(&describe.name)),
+                format!(
+                    "{} {} are called {}: {ids}",
+                    several.len(),
+                    describe.noun.plural(),
+                    shown(&describe.name)
+                ),
             )
             .spares("nothing was changed")
             .remedy("name one by its id"))
@@ -59,7 +66,12 @@ async fn point(vault: &mut Vault, name: &str) -> Result<Doc, Fault> {
     };
     let mut before_id = String::new();
     loop {
-        let request = pb::TimelineRequest { machine: machine.to_owned(), points_max: 1000, before_id, ..Default::default() };
+        let request = pb::TimelineRequest {
+            machine: machine.to_owned(),
+            points_max: 1000,
+            before_id,
+            ..Default::default()
+        };
         let reply = vault.timeline(request).await?;
         if let Some(point) = reply.points.iter().find(|point| point.id == id) {
             return Ok(contract::point(point));
@@ -84,7 +96,11 @@ pub async fn readiness(setting: &Setting, wanted: &Readiness) -> Result<(), Faul
     let doc = contract::readiness(&wanted.machine, &report);
     setting.write(|out| {
         output::one(out, setting.style, doc, |out, _| {
-            let verdict = if report.ready { toned("ok", setting.style.colour) } else { toned("failed", setting.style.colour) };
+            let verdict = if report.ready {
+                toned("ok", setting.style.colour)
+            } else {
+                toned("failed", setting.style.colour)
+            };
             let word = if report.ready { "ready" } else { "not ready" };
             writeln!(out, "{} of {}: {word} ({verdict})", wanted.order.name(), shown(&wanted.machine))?;
             out.write_all(consent::told(&report).as_bytes())?;
@@ -104,7 +120,12 @@ pub fn text(out: &mut dyn Write, doc: &Doc, depth: usize, colour: bool) -> io::R
         return writeln!(out, "{margin}{}", value("", doc, colour));
     };
     let simple = |field: &Doc| !matches!(field, Doc::Map(_)) && !is_table(field);
-    let width = fields.iter().filter(|(_, field)| simple(field)).map(|(name, _)| label(name).len()).max().unwrap_or(0);
+    let width = fields
+        .iter()
+        .filter(|(_, field)| simple(field))
+        .map(|(name, _)| label(name).len())
+        .max()
+        .unwrap_or(0);
     for (name, field) in fields {
         let label = label(name);
         match field {
@@ -117,7 +138,13 @@ pub fn text(out: &mut dyn Write, doc: &Doc, depth: usize, colour: bool) -> io::R
                 table(items).write_indented(out, colour, &"  ".repeat(depth + 1))?;
             }
             Doc::Null | Doc::Bool(_) | Doc::Int(_) | Doc::Float(_) | Doc::Text(_) | Doc::List(_) => {
-                writeln!(out, "{margin}{:<width$}  {}", format!("{label}:"), value(name, field, colour), width = width + 1)?;
+                writeln!(
+                    out,
+                    "{margin}{:<width$}  {}",
+                    format!("{label}:"),
+                    value(name, field, colour),
+                    width = width + 1
+                )?;
             }
         }
     }
@@ -168,7 +195,9 @@ fn value(name: &str, field: &Doc, colour: bool) -> String {
         Doc::Text(text) if is_state(name) => toned(text, colour),
         Doc::Text(text) => shown(text),
         Doc::Int(value) if name.ends_with("_per_sec") => human::rate(u64::try_from(*value).ok()),
-        Doc::Int(value) if name.ends_with("_bytes") || name.contains("_bytes_") => human::bytes(u64::try_from(*value).ok()),
+        Doc::Int(value) if name.ends_with("_bytes") || name.contains("_bytes_") => {
+            human::bytes(u64::try_from(*value).ok())
+        }
         Doc::Int(value) if name.ends_with("_seconds") => human::seconds(Some(*value as f64)),
         Doc::Int(value) => value.to_string(),
         Doc::Float(value) if name == "seconds" || name.ends_with("_seconds") => human::seconds(Some(*value)),
@@ -177,7 +206,9 @@ fn value(name: &str, field: &Doc, colour: bool) -> String {
         Doc::List(items) => items.iter().map(|item| value(name, item, colour)).collect::<Vec<_>>().join(", "),
         Doc::Map(fields) => {
             let known = fields.iter().filter(|(_, field)| *field != Doc::Null);
-            let told = known.map(|(name, field)| format!("{} {}", label(name), value(name, field, colour))).collect::<Vec<_>>();
+            let told = known
+                .map(|(name, field)| format!("{} {}", label(name), value(name, field, colour)))
+                .collect::<Vec<_>>();
             if told.is_empty() { "-".into() } else { told.join(", ") }
         }
     }
@@ -195,10 +226,19 @@ mod tests {
             health: "warning".into(),
             rpo_seconds: Some(0.42),
             churn_bytes_per_sec: Some(1 << 20),
-            symptoms: vec![pb::Symptom { code: "rpo.high".into(), severity: "warning".into(), text: "a\nb".into(), remedy: "wait".into() }],
+            symptoms: vec![pb::Symptom {
+                code: "rpo.high".into(),
+                severity: "warning".into(),
+                text: "a\nb".into(),
+                remedy: "wait".into(),
+            }],
             disks: vec![pb::Disk { name: "root".into(), size_bytes: 64 << 20, ..Default::default() }],
             test: Some(pb::TestFailover {
-                point: Some(pb::Point { time_us: 1_700_000_000_000_000, kind: "crash".into(), ..Default::default() }),
+                point: Some(pb::Point {
+                    time_us: 1_700_000_000_000_000,
+                    kind: "crash".into(),
+                    ..Default::default()
+                }),
                 ..Default::default()
             }),
             ..Default::default()

@@ -71,29 +71,38 @@ pub async fn run(setting: &Setting) -> Result<(), Fault> {
     findings.extend(programs());
     findings.push(sockets());
     findings.extend(vault(setting).await);
-    let docs = findings
-        .iter()
-        .map(|finding| {
-            Doc::Map(vec![
-                ("check", finding.name.into()),
-                ("state", finding.verdict.name().into()),
-                ("detail", Doc::text(&finding.detail)),
-                ("remedy", Doc::text(&finding.remedy)),
-            ])
-        })
-        .collect();
+    let docs = || {
+        findings
+            .iter()
+            .map(|finding| {
+                Doc::Map(vec![
+                    ("check", finding.name.into()),
+                    ("state", finding.verdict.name().into()),
+                    ("detail", Doc::text(&finding.detail)),
+                    ("remedy", Doc::text(&finding.remedy)),
+                ])
+            })
+            .collect()
+    };
     let blank = Doc::Map(["check", "state", "detail", "remedy"].map(|name| (name, Doc::Null)).to_vec());
     setting.write(|out| {
         output::list(out, setting.style, docs, &blank, |_| {
             let mut table = Table::new(&["CHECK", "STATE", "FOUND", "WHAT TO DO"], "").whole(true);
             for finding in &findings {
-                let remedy = if finding.remedy.is_empty() { Cell::new(" ") } else { Cell::new(&finding.remedy) };
-                table.row([finding.name.into(), Cell::state(finding.verdict.name()), Cell::new(&finding.detail), remedy]);
+                let remedy =
+                    if finding.remedy.is_empty() { Cell::new(" ") } else { Cell::new(&finding.remedy) };
+                table.row([
+                    finding.name.into(),
+                    Cell::state(finding.verdict.name()),
+                    Cell::new(&finding.detail),
+                    remedy,
+                ]);
             }
             table
         })
     })?;
-    let failed: Vec<&Finding> = findings.iter().filter(|finding| finding.verdict == Verdict::Failed).collect();
+    let failed: Vec<&Finding> =
+        findings.iter().filter(|finding| finding.verdict == Verdict::Failed).collect();
     if failed.is_empty() {
         return Ok(());
     }
@@ -107,17 +116,28 @@ pub async fn run(setting: &Setting) -> Result<(), Fault> {
 fn terminal() -> Finding {
     let term = std::env::var("TERM").unwrap_or_default();
     if !io::stdout().is_terminal() || !io::stdin().is_terminal() {
-        return Finding::new("terminal", Verdict::Ok, "none here (verbs do not need one, the console does)", "");
+        return Finding::new(
+            "terminal",
+            Verdict::Ok,
+            "none here (verbs do not need one, the console does)",
+            "",
+        );
     }
     let size = rustix::termios::tcgetwinsize(io::stdout()).map(|size| (size.ws_col, size.ws_row));
     let remedy = "the console needs 80x24 or more and a TERM such as xterm-256color";
     match (term.as_str(), size) {
-        ("" | "dumb", _) => Finding::new("terminal", Verdict::Failed, format!("TERM is `{}`", shown(&term)), remedy),
+        ("" | "dumb", _) => {
+            Finding::new("terminal", Verdict::Failed, format!("TERM is `{}`", shown(&term)), remedy)
+        }
         (_, Ok((columns, rows))) if columns >= 80 && rows >= 24 => {
             Finding::new("terminal", Verdict::Ok, format!("{}, {columns}x{rows}", shown(&term)), "")
         }
-        (_, Ok((columns, rows))) => Finding::new("terminal", Verdict::Warning, format!("{}, {columns}x{rows}", shown(&term)), remedy),
-        (_, Err(error)) => Finding::new("terminal", Verdict::Warning, format!("its size is not known: {error}"), remedy),
+        (_, Ok((columns, rows))) => {
+            Finding::new("terminal", Verdict::Warning, format!("{}, {columns}x{rows}", shown(&term)), remedy)
+        }
+        (_, Err(error)) => {
+            Finding::new("terminal", Verdict::Warning, format!("its size is not known: {error}"), remedy)
+        }
     }
 }
 
@@ -156,7 +176,12 @@ fn directories() -> Vec<Finding> {
     });
     findings.push(match profile::default_lab() {
         Some(dir) => writable("data", &dir),
-        None => Finding::new("data", Verdict::Failed, "there is no home directory", "set HOME, or name a directory with --dir"),
+        None => Finding::new(
+            "data",
+            Verdict::Failed,
+            "there is no home directory",
+            "set HOME, or name a directory with --dir",
+        ),
     });
     if let Some(dir) = profile::default_lab() {
         findings.push(space(&dir));
@@ -189,16 +214,31 @@ fn space(dir: &Path) -> Finding {
         Ok(stat) => {
             let free = stat.f_bavail.saturating_mul(stat.f_frsize);
             let verdict = if free >= FREE_BYTES_MIN { Verdict::Ok } else { Verdict::Warning };
-            Finding::new("space", verdict, format!("{} free for data", human::bytes(Some(free))), "a lab wants 2 GiB: free some, or name another directory with --dir")
+            Finding::new(
+                "space",
+                verdict,
+                format!("{} free for data", human::bytes(Some(free))),
+                "a lab wants 2 GiB: free some, or name another directory with --dir",
+            )
         }
-        Err(error) => Finding::new("space", Verdict::Warning, format!("not known: {error}"), "see whether the directory is there"),
+        Err(error) => Finding::new(
+            "space",
+            Verdict::Warning,
+            format!("not known: {error}"),
+            "see whether the directory is there",
+        ),
     }
 }
 
 fn keyring() -> Finding {
     match secret::keyring_missing() {
         None => Finding::new("keyring", Verdict::Ok, "there is one", ""),
-        Some(reason) => Finding::new("keyring", Verdict::Ok, format!("none ({reason}): keys are kept in files that only their owner can read"), ""),
+        Some(reason) => Finding::new(
+            "keyring",
+            Verdict::Ok,
+            format!("none ({reason}): keys are kept in files that only their owner can read"),
+            "",
+        ),
     }
 }
 
@@ -213,7 +253,9 @@ fn programs() -> Vec<Finding> {
     for (program, what_for, remedy) in needed {
         findings.push(match on_path(program) {
             Some(path) => Finding::new(program, Verdict::Ok, shown(&path.display().to_string()), ""),
-            None => Finding::new(program, Verdict::Warning, format!("not there; needed for {what_for}"), remedy),
+            None => {
+                Finding::new(program, Verdict::Warning, format!("not there; needed for {what_for}"), remedy)
+            }
         });
     }
     findings
@@ -221,15 +263,20 @@ fn programs() -> Vec<Finding> {
 
 fn on_path(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path).map(|dir| dir.join(program)).find(|file| {
-        file.is_file() && rustix::fs::access(file, rustix::fs::Access::EXEC_OK).is_ok()
-    })
+    std::env::split_paths(&path)
+        .map(|dir| dir.join(program))
+        .find(|file| file.is_file() && rustix::fs::access(file, rustix::fs::Access::EXEC_OK).is_ok())
 }
 
 fn sockets() -> Finding {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
     match limit {
-        Some(limit) if limit < 1024 => Finding::new("open files", Verdict::Warning, format!("at most {limit}"), "raise it: `ulimit -n 4096`"),
+        Some(limit) if limit < 1024 => Finding::new(
+            "open files",
+            Verdict::Warning,
+            format!("at most {limit}"),
+            "raise it: `ulimit -n 4096`",
+        ),
         Some(limit) => Finding::new("open files", Verdict::Ok, format!("at most {limit}"), ""),
         None => Finding::new("open files", Verdict::Ok, "not limited", ""),
     }
@@ -245,11 +292,20 @@ async fn vault(setting: &Setting) -> Vec<Finding> {
         Ok(Err(fault)) if fault.code == "profile.none" => {
             return vec![Finding::new("profile", Verdict::Warning, fault.message, &fault.remedy)];
         }
-        Ok(Err(fault)) => return vec![Finding::new("profile", Verdict::Failed, fault.message, &fault.remedy)],
-        Err(error) => return vec![Finding::new("profile", Verdict::Failed, error.to_string(), "run it again")],
+        Ok(Err(fault)) => {
+            return vec![Finding::new("profile", Verdict::Failed, fault.message, &fault.remedy)];
+        }
+        Err(error) => {
+            return vec![Finding::new("profile", Verdict::Failed, error.to_string(), "run it again")];
+        }
     };
     let mut findings = vec![
-        Finding::new("profile", Verdict::Ok, format!("{} at {}", shown(&target.label), shown(&target.address)), ""),
+        Finding::new(
+            "profile",
+            Verdict::Ok,
+            format!("{} at {}", shown(&target.label), shown(&target.address)),
+            "",
+        ),
         certificate(&target),
     ];
     let asked = async {
@@ -259,13 +315,24 @@ async fn vault(setting: &Setting) -> Vec<Finding> {
         Ok::<_, Fault>((who, skew))
     };
     match tokio::time::timeout(ANSWER_MAX, asked).await {
-        Err(_) => findings.push(Finding::new("vault", Verdict::Failed, "no answer in 12 s", "see whether the vault runs")),
+        Err(_) => findings.push(Finding::new(
+            "vault",
+            Verdict::Failed,
+            "no answer in 12 s",
+            "see whether the vault runs",
+        )),
         Ok(Err(fault)) => findings.push(Finding::new("vault", Verdict::Failed, fault.message, &fault.remedy)),
         Ok(Ok((who, skew))) => {
             findings.push(Finding::new(
                 "vault",
                 Verdict::Ok,
-                format!("{} {}, as {} ({})", shown(&who.vault_name), shown(&who.version), shown(&who.name), shown(&who.role)),
+                format!(
+                    "{} {}, as {} ({})",
+                    shown(&who.vault_name),
+                    shown(&who.version),
+                    shown(&who.name),
+                    shown(&who.role)
+                ),
                 "",
             ));
             findings.push(version(&who));
@@ -283,19 +350,34 @@ fn certificate(target: &Target) -> Finding {
         left if left < CERTIFICATE_LEFT_MIN.as_secs() as i64 => Verdict::Warning,
         _ => Verdict::Ok,
     };
-    Finding::new("certificate", verdict, format!("good until {until}"), "log in again: `continuum login` (a lab makes a new one when it starts again)")
+    Finding::new(
+        "certificate",
+        verdict,
+        format!("good until {until}"),
+        "log in again: `continuum login` (a lab makes a new one when it starts again)",
+    )
 }
 
 fn version(who: &pb::WhoAmIReply) -> Finding {
     let ours = env!("CARGO_PKG_VERSION");
     let verdict = if who.version.is_empty() || who.version == ours { Verdict::Ok } else { Verdict::Warning };
-    Finding::new("version", verdict, format!("this command {ours}, the vault {}", shown(&who.version)), "use the same version on both sides")
+    Finding::new(
+        "version",
+        verdict,
+        format!("this command {ours}, the vault {}", shown(&who.version)),
+        "use the same version on both sides",
+    )
 }
 
 fn clock(skew_seconds: f64) -> Finding {
     let verdict = if skew_seconds.abs() <= SKEW_SECONDS_MAX { Verdict::Ok } else { Verdict::Warning };
     let side = if skew_seconds >= 0.0 { "behind" } else { "ahead of" };
-    Finding::new("clock", verdict, format!("{:.1} s {side} the vault's", skew_seconds.abs()), "set this machine's clock, best with NTP")
+    Finding::new(
+        "clock",
+        verdict,
+        format!("{:.1} s {side} the vault's", skew_seconds.abs()),
+        "set this machine's clock, best with NTP",
+    )
 }
 
 /// How far the vault's clock is ahead of ours, in seconds; half of the round trip is the error.

@@ -54,7 +54,8 @@ pub fn usage(error: &clap::Error, words: &[OsString]) -> ExitCode {
 
 fn write(fault: &Fault, as_json: bool, colour: bool) {
     let mut err = io::stderr().lock();
-    let _ = if as_json { json::write(&mut err, &contract::fault(fault)) } else { words(&mut err, fault, colour) };
+    let _ =
+        if as_json { json::write(&mut err, &contract::fault(fault)) } else { words(&mut err, fault, colour) };
 }
 
 fn words(out: &mut dyn Write, fault: &Fault, colour: bool) -> io::Result<()> {
@@ -97,7 +98,11 @@ mod tests {
 
     #[test]
     fn words_say_everything_and_drive_nothing() {
-        let fault = Fault::new(FaultClass::Failed, "a.b", "it \u{1b}[2Jbroke\n").affects("this").spares("that").remedy("do").correlated("c1");
+        let fault = Fault::new(FaultClass::Failed, "a.b", "it \u{1b}[2Jbroke\n")
+            .affects("this")
+            .spares("that")
+            .remedy("do")
+            .correlated("c1");
         let mut out = Vec::new();
         words(&mut out, &fault, false).unwrap();
         assert_eq!(

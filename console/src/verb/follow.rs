@@ -70,7 +70,9 @@ pub async fn follow(
             };
             match watched {
                 Ok(job) => return Ok(job),
-                Err(fault) if matches!(fault.class, FaultClass::NotFound | FaultClass::Usage) => return Err(fault),
+                Err(fault) if matches!(fault.class, FaultClass::NotFound | FaultClass::Usage) => {
+                    return Err(fault);
+                }
                 Err(fault) if heard.elapsed() > SILENCE_MAX => return Err(left_alone(&id, fault)),
                 Err(fault) => {
                     if attempt == 0 {

@@ -13,6 +13,7 @@ use continuum_model::world::{Clock, SystemClock};
 use continuum_proto::v1 as pb;
 use pb::entity::Entity;
 use std::cmp::Ordering;
+use std::time::Duration;
 
 /// Points listed where no limit is given.
 const POINTS_DEFAULT: u32 = 1000;
@@ -20,12 +21,19 @@ const POINTS_DEFAULT: u32 = 1000;
 const POINTS_PAGE: u32 = 1000;
 /// Jobs and events listed where no limit is given.
 const PAST_DEFAULT: u32 = 200;
+/// A lost connection is tried again this often.
+const AGAIN_EVERY: Duration = Duration::from_millis(500);
+/// A stream that says nothing for this long is dead: the vault ticks more often.
+const SILENCE_MAX: Duration = Duration::from_secs(30);
 
 /// Runs `get`.
 pub async fn run(setting: &Setting, get: &Get) -> Result<(), Fault> {
     let points_only = get.since.is_some() || get.until.is_some();
     if points_only && get.noun != Noun::Points {
-        return Err(usage(format!("--since and --until are for points; {} have no such range", get.noun.plural())));
+        return Err(usage(format!(
+            "--since and --until are for points; {} have no such range",
+            get.noun.plural()
+        )));
     }
     if get.watch {
         return watch(setting, get).await;
@@ -41,7 +49,7 @@ pub async fn run(setting: &Setting, get: &Get) -> Result<(), Fault> {
     }
     worst_first(&mut entities);
     let now = SystemClock::default().wall();
-    let docs = entities.iter().map(doc).collect();
+    let docs = || entities.iter().map(doc).collect();
     let blank = doc(&blank(get.noun));
     setting.write(|out| {
         output::list(out, setting.style, docs, &blank, |wide| table(get.noun, &entities, wide, now))
@@ -60,7 +68,9 @@ pub fn unknown(noun: Noun, name: &str) -> Fault {
 }
 
 fn usage(message: String) -> Fault {
-    Fault::new(FaultClass::Usage, "usage", message).spares("nothing was changed").remedy("see `continuum get --help`")
+    Fault::new(FaultClass::Usage, "usage", message)
+        .spares("nothing was changed")
+        .remedy("see `continuum get --help`")
 }
 
 /// The kind on the wire. Points have none: they are asked of their machine.
@@ -114,9 +124,11 @@ pub fn worst_first(entities: &mut [Entity]) {
             .cmp(&health_rank(&b.health))
             .then_with(|| a.connected.cmp(&b.connected))
             .then_with(|| (&a.role, &a.name, &a.id).cmp(&(&b.role, &b.name, &b.id))),
-        (Entity::Alert(a), Entity::Alert(b)) => (a.cleared_us.is_some(), a.acknowledged, health_rank(&a.severity))
-            .cmp(&(b.cleared_us.is_some(), b.acknowledged, health_rank(&b.severity)))
-            .then_with(|| b.opened_us.cmp(&a.opened_us)),
+        (Entity::Alert(a), Entity::Alert(b)) => {
+            (a.cleared_us.is_some(), a.acknowledged, health_rank(&a.severity))
+                .cmp(&(b.cleared_us.is_some(), b.acknowledged, health_rank(&b.severity)))
+                .then_with(|| b.opened_us.cmp(&a.opened_us))
+        }
         (Entity::Job(a), Entity::Job(b)) => super::follow::is_over(a)
             .cmp(&super::follow::is_over(b))
             .then_with(|| (b.created_us, &b.id).cmp(&(a.created_us, &a.id))),
@@ -139,7 +151,10 @@ fn health_rank(health: &str) -> u8 {
 
 fn table(noun: Noun, entities: &[Entity], wide: bool, now: Timestamp) -> Table {
     let empty = match noun {
-        Noun::Machines => "No machines yet. A machine appears when its agent enrols: see `continuum token --help`.".to_owned(),
+        Noun::Machines => {
+            "No machines yet. A machine appears when its agent enrols: see `continuum token --help`."
+                .to_owned()
+        }
         Noun::Alerts => "No alerts: nothing needs a person.".to_owned(),
         _ => format!("No {} yet.", noun.plural()),
     };
@@ -154,30 +169,87 @@ fn table(noun: Noun, entities: &[Entity], wide: bool, now: Timestamp) -> Table {
 /// The columns of a kind.
 pub fn head(noun: Noun, wide: bool) -> &'static [&'static str] {
     match (noun, wide) {
-        (Noun::Machines, false) => {
-            &["NAME", "STATE", "HEALTH", ">RPO", ">HISTORY", ">CHURN", ">POINTS", "MODE", "TEST", "TARGET"]
-        }
+        (Noun::Machines, false) => &[
+            "NAME",
+            "STATE",
+            "HEALTH",
+            ">RPO",
+            "?>HISTORY",
+            "?>CHURN",
+            "?>POINTS",
+            "MODE",
+            "?TEST",
+            "?TARGET",
+        ],
         (Noun::Machines, true) => &[
-            "NAME", "STATE", "HEALTH", ">RPO", ">P50", ">P99", ">HISTORY", ">PROMISED", ">CHURN", ">POINTS", "MODE", "TEST", "SITE",
-            "TARGET", "POLICY", ">DISKS", "NEEDS", "ID",
+            "NAME",
+            "STATE",
+            "HEALTH",
+            ">RPO",
+            ">P50",
+            ">P99",
+            ">HISTORY",
+            ">PROMISED",
+            ">CHURN",
+            ">POINTS",
+            "MODE",
+            "TEST",
+            "SITE",
+            "TARGET",
+            "POLICY",
+            ">DISKS",
+            "NEEDS",
+            "ID",
         ],
         (Noun::Sites, _) => &["NAME", "FABRIC", "RECOVERY", "ID"],
-        (Noun::Servers, false) => &["NAME", "ROLE", "SITE", "HEALTH", "CONNECTED", ">SEEN", ">THROUGH", ">BUFFER", ">MACHINES"],
-        (Noun::Servers, true) => &[
-            "NAME", "ROLE", "SITE", "HEALTH", "CONNECTED", ">SEEN", ">THROUGH", ">BUFFER", ">MACHINES", ">CPU", ">MEMORY", ">FREE",
-            "ADDRESS", "VERSION", "CERTIFICATE UNTIL", "NEEDS", "ID",
-        ],
-        (Noun::Policies, false) => &["NAME", ">RETENTION", ">POINTS EVERY", ">APP EVERY", ">RPO LIMIT", ">MACHINES"],
-        (Noun::Policies, true) => {
-            &["NAME", ">RETENTION", ">POINTS EVERY", ">APP EVERY", ">RPO LIMIT", ">MACHINES", ">HISTORY MAX", ">STAGING MAX", "COMPRESSION", "ID"]
+        (Noun::Servers, false) => {
+            &["NAME", "ROLE", "?SITE", "HEALTH", "CONNECTED", ">SEEN", "?>THROUGH", "?>BUFFER", "?>MACHINES"]
         }
-        (Noun::Jobs, false) => &["JOB", "KIND", "MACHINE", "STATE", ">AGE", ">TOOK", "STEP"],
+        (Noun::Servers, true) => &[
+            "NAME",
+            "ROLE",
+            "SITE",
+            "HEALTH",
+            "CONNECTED",
+            ">SEEN",
+            ">THROUGH",
+            ">BUFFER",
+            ">MACHINES",
+            ">CPU",
+            ">MEMORY",
+            ">FREE",
+            "ADDRESS",
+            "VERSION",
+            "CERTIFICATE UNTIL",
+            "NEEDS",
+            "ID",
+        ],
+        (Noun::Policies, false) => {
+            &["NAME", ">RETENTION", ">POINTS EVERY", ">APP EVERY", ">RPO LIMIT", ">MACHINES"]
+        }
+        (Noun::Policies, true) => &[
+            "NAME",
+            ">RETENTION",
+            ">POINTS EVERY",
+            ">APP EVERY",
+            ">RPO LIMIT",
+            ">MACHINES",
+            ">HISTORY MAX",
+            ">STAGING MAX",
+            "COMPRESSION",
+            "ID",
+        ],
+        (Noun::Jobs, false) => &["JOB", "KIND", "MACHINE", "STATE", ">AGE", "?>TOOK", "?STEP"],
         (Noun::Jobs, true) => &["JOB", "KIND", "MACHINE", "STATE", ">AGE", ">TOOK", "STEP", "BY", "DETAIL"],
         (Noun::Alerts, false) => &["SEVERITY", ">AGE", "STATE", "OBJECT", "WHAT HAPPENED", "WHAT TO DO"],
-        (Noun::Alerts, true) => &["SEVERITY", ">AGE", "STATE", "OBJECT", "WHAT HAPPENED", "WHY", "WHAT TO DO", "CODE", "ID"],
-        (Noun::Events, _) => &["TIME", "KIND", "OBJECT", "WHAT", "BY"],
+        (Noun::Alerts, true) => {
+            &["SEVERITY", ">AGE", "STATE", "OBJECT", "WHAT HAPPENED", "WHY", "WHAT TO DO", "CODE", "ID"]
+        }
+        (Noun::Events, _) => &["TIME", "KIND", "OBJECT", "WHAT", "?BY"],
         (Noun::Points, false) => &["TIME", ">AGE", "KIND", "NAME", "PROVEN", "ID"],
-        (Noun::Points, true) => &["TIME", ">AGE", "KIND", "NAME", "PINNED", "BOOTED", "PROBED", "DIGEST EQUAL", "ID"],
+        (Noun::Points, true) => {
+            &["TIME", ">AGE", "KIND", "NAME", "PINNED", "BOOTED", "PROBED", "DIGEST EQUAL", "ID"]
+        }
     }
 }
 
@@ -211,7 +283,10 @@ impl Names {
 /// What a name looks like at a glance.
 fn look(name: &str) -> String {
     use unicode_normalization::UnicodeNormalization;
-    name.nfkc().flat_map(char::to_lowercase).filter(|c| !continuum_model::untrusted::is_dangerous(*c)).collect()
+    name.nfkc()
+        .flat_map(char::to_lowercase)
+        .filter(|c| !continuum_model::untrusted::is_dangerous(*c))
+        .collect()
 }
 
 /// One line of a table.
@@ -241,7 +316,8 @@ pub fn row(entity: &Entity, wide: bool, now: Timestamp, names: &Names) -> Vec<Ce
 fn machine_row(m: &pb::Machine, wide: bool, now: Timestamp, names: &Names) -> Vec<Cell> {
     let state = if m.paused { format!("{} (paused)", m.state) } else { m.state.clone() };
     let late = m.rpo_seconds.zip(m.rpo_threshold_seconds).is_some_and(|(rpo, limit)| rpo > limit as f64);
-    let rpo = Cell::from(human::seconds(m.rpo_seconds)).toned(if late { Tone::Critical } else { Tone::Plain });
+    let rpo =
+        Cell::from(human::seconds(m.rpo_seconds)).toned(if late { Tone::Critical } else { Tone::Plain });
     let history = Cell::from(human::seconds(m.history_seconds));
     let churn = Cell::from(human::rate(m.churn_bytes_per_sec));
     let points = if m.protected { m.points.to_string() } else { String::new() };
@@ -253,7 +329,18 @@ fn machine_row(m: &pb::Machine, wide: bool, now: Timestamp, names: &Names) -> Ve
     let name = Cell::from(names.shown(&m.name, &m.id));
     let (state, health) = (Cell::new(&state), Cell::state(&m.health));
     if !wide {
-        return vec![name, state, health, rpo, history, churn, points.into(), mode, test, m.target_site.as_str().into()];
+        return vec![
+            name,
+            state,
+            health,
+            rpo,
+            history,
+            churn,
+            points.into(),
+            mode,
+            test,
+            m.target_site.as_str().into(),
+        ];
     }
     let _ = now;
     vec![
@@ -326,7 +413,9 @@ fn policy_row(p: &pb::Policy, wide: bool) -> Vec<Cell> {
     ];
     if wide {
         cells.extend([
-            p.history_bytes_max.map_or_else(|| "as needed".to_owned(), |bytes| human::bytes(Some(bytes))).into(),
+            p.history_bytes_max
+                .map_or_else(|| "as needed".to_owned(), |bytes| human::bytes(Some(bytes)))
+                .into(),
             human::bytes(Some(p.staging_bytes_max)).into(),
             if p.compression { "on" } else { "off" }.into(),
             p.id.as_str().into(),
@@ -336,8 +425,13 @@ fn policy_row(p: &pb::Policy, wide: bool) -> Vec<Cell> {
 }
 
 fn job_row(job: &pb::Job, wide: bool, now: Timestamp) -> Vec<Cell> {
-    let took = job.started_us.map(|started| job.ended_us.unwrap_or(now.micros()).saturating_sub(started) as f64 / 1e6);
-    let under_way = job.steps.iter().find(|step| matches!(step.state.as_str(), "running" | "undoing" | "failed" | "undo-failed"));
+    let took = job
+        .started_us
+        .map(|started| job.ended_us.unwrap_or(now.micros()).saturating_sub(started) as f64 / 1e6);
+    let under_way = job
+        .steps
+        .iter()
+        .find(|step| matches!(step.state.as_str(), "running" | "undoing" | "failed" | "undo-failed"));
     let step = match under_way {
         Some(step) if job.waiting_for.is_empty() => step.name.clone(),
         _ if !job.waiting_for.is_empty() => format!("waits for {}", job.waiting_for),
@@ -364,7 +458,11 @@ fn alert_row(a: &pb::Alert, wide: bool, now: Timestamp) -> Vec<Cell> {
         (None, true) => "seen",
         (None, false) => "open",
     };
-    let severity = if a.cleared_us.is_some() { Cell::new(&a.severity).toned(Tone::Dim) } else { Cell::state(&a.severity) };
+    let severity = if a.cleared_us.is_some() {
+        Cell::new(&a.severity).toned(Tone::Dim)
+    } else {
+        Cell::state(&a.severity)
+    };
     let mut cells = vec![
         severity,
         human::age(Some(a.opened_us), now).into(),
@@ -410,7 +508,7 @@ async fn points(setting: &Setting, get: &Get, vault: &mut Vault) -> Result<(), F
     }
     points.truncate(wanted as usize);
     let now = SystemClock::default().wall();
-    let docs = points.iter().map(contract::point).collect();
+    let docs = || points.iter().map(contract::point).collect();
     let blank = contract::point(&pb::Point::default());
     setting.write(|out| {
         output::list(out, setting.style, docs, &blank, |wide| {
@@ -439,7 +537,9 @@ async fn points(setting: &Setting, get: &Get, vault: &mut Vault) -> Result<(), F
 
 fn point_row(point: &pb::Point, wide: bool, now: Timestamp) -> Vec<Cell> {
     let proofs = point.proofs.unwrap_or_default();
-    let proof = |proven: Option<bool>| Cell::state(proven.map_or("", |passed| if passed { "passed" } else { "failed" }));
+    let proof = |proven: Option<bool>| {
+        Cell::state(proven.map_or("", |passed| if passed { "passed" } else { "failed" }))
+    };
     let mut cells: Vec<Cell> = vec![
         Timestamp::from_micros(point.time_us).to_string().into(),
         human::age(Some(point.time_us), now).into(),
@@ -464,7 +564,7 @@ fn point_row(point: &pb::Point, wide: bool, now: Timestamp) -> Vec<Cell> {
     cells
 }
 
-/// Tells every change as it happens, until the stream ends.
+/// Tells every change as it happens, over restarts of the vault, until nobody reads.
 async fn watch(setting: &Setting, get: &Get) -> Result<(), Fault> {
     if get.noun == Noun::Points {
         return Err(usage("points cannot be watched; watch events: `continuum get events --watch`".into()));
@@ -473,40 +573,69 @@ async fn watch(setting: &Setting, get: &Get) -> Result<(), Fault> {
         return Err(usage("changes are written as lines or as JSON, not as CSV".into()));
     }
     let mut vault = Vault::connect(&setting.choice).await?;
-    let request = pb::WatchRequest { kinds: vec![kind_of(get.noun) as i32], ..Default::default() };
-    let mut stream = vault.watch(request).await?;
-    let only = get.name.as_deref();
+    let mut seen = pb::WatchRequest { kinds: vec![kind_of(get.noun) as i32], ..Default::default() };
     loop {
-        let message = match stream.message().await {
-            Ok(Some(message)) => message,
-            Ok(None) => {
-                return Err(Fault::new(FaultClass::NotConnected, "vault.stream", "the vault ended the stream")
-                    .spares("replication and jobs")
-                    .remedy("run the command again"));
+        match tell_changes(setting, get, vault, &mut seen).await {
+            Ok(()) => return Ok(()),
+            Err(fault) if fault.class != FaultClass::NotConnected => return Err(fault),
+            Err(fault) => setting.say(&format!("connection lost, trying again: {}", fault.message)),
+        }
+        vault = loop {
+            tokio::time::sleep(AGAIN_EVERY).await;
+            if let Ok(vault) = Vault::connect(&setting.choice).await {
+                break vault;
             }
-            Err(status) => return Err(continuum_wire::grpc::fault_of(&status)),
         };
-        let now = SystemClock::default().wall();
+        setting.say("connected again");
+    }
+}
+
+/// Ends well when nobody reads any more.
+async fn tell_changes(
+    setting: &Setting,
+    get: &Get,
+    mut vault: Vault,
+    seen: &mut pb::WatchRequest,
+) -> Result<(), Fault> {
+    use pb::watch_event::Event;
+    let only = get.name.as_deref();
+    let programs = setting.style.format.for_programs();
+    let mut stream = vault.watch(seen.clone()).await?;
+    loop {
+        let message = match tokio::time::timeout(SILENCE_MAX, stream.message()).await {
+            Ok(Ok(Some(message))) => message,
+            Ok(Err(status)) => return Err(continuum_wire::grpc::fault_of(&status)),
+            Ok(Ok(None)) | Err(_) => {
+                return Err(Fault::new(
+                    FaultClass::NotConnected,
+                    "vault.stream",
+                    "the vault says nothing any more",
+                ));
+            }
+        };
+        seen.after_sequence = message.sequence;
         let line = match message.event {
-            Some(pb::watch_event::Event::Changed(pb::Entity { entity: Some(entity) })) => {
+            Some(Event::SnapshotBegin(begin)) => {
+                seen.run = begin.run;
+                continue;
+            }
+            Some(Event::Changed(pb::Entity { entity: Some(entity) })) => {
                 if only.is_some_and(|only| !is_called(&entity, only)) {
                     continue;
                 }
-                if setting.style.format.for_programs() {
+                if programs {
                     json::line(&doc(&entity))
                 } else {
-                    let cells = row(&entity, setting.style.format == Format::Wide, now, &Names::default());
+                    let wide = setting.style.format == Format::Wide;
+                    let cells = row(&entity, wide, SystemClock::default().wall(), &Names::default());
                     cells.iter().map(Cell::text).collect::<Vec<_>>().join("  ")
                 }
             }
-            Some(pb::watch_event::Event::Removed(removed)) => {
-                if setting.style.format.for_programs() {
-                    json::line(&Doc::Map(vec![("removed", removed.id.into())]))
-                } else {
-                    format!("removed  {}", shown(&removed.id))
-                }
+            Some(Event::Removed(removed)) if programs => {
+                json::line(&Doc::Map(vec![("removed", removed.id.into())]))
             }
-            _ => continue,
+            Some(Event::Removed(removed)) => format!("removed  {}", shown(&removed.id)),
+            Some(Event::Changed(_) | Event::SnapshotEnd(_) | Event::Tick(_)) | None => continue,
         };
         let mut gone = false;
         setting.write(|out| {

@@ -55,11 +55,20 @@ pub struct Setting {
 
 impl Setting {
     fn of(common: &args::Common) -> Self {
-        let choice =
-            Choice { profile: common.profile.clone(), connect: common.connect.clone(), dir: common.dir.clone() };
+        let choice = Choice {
+            profile: common.profile.clone(),
+            connect: common.connect.clone(),
+            dir: common.dir.clone(),
+        };
         let style = Style::choose(common.output, common.no_color);
         let colour_err = Style::allowed(common.no_color) && io::stderr().is_terminal();
-        Self { choice: choice.with_environment(), style, colour_err, yes: common.yes, dir: common.dir.clone() }
+        Self {
+            choice: choice.with_environment(),
+            style,
+            colour_err,
+            yes: common.yes,
+            dir: common.dir.clone(),
+        }
     }
 
     /// Writes to standard output. A reader that went away is no error of ours.
@@ -68,9 +77,13 @@ impl Setting {
         match write(&mut out).and_then(|()| out.flush()) {
             Ok(()) => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-            Err(error) => Err(Fault::new(FaultClass::Failed, "output.failed", format!("the answer could not be written: {error}"))
-                .affects("this answer")
-                .spares("what it is about")),
+            Err(error) => Err(Fault::new(
+                FaultClass::Failed,
+                "output.failed",
+                format!("the answer could not be written: {error}"),
+            )
+            .affects("this answer")
+            .spares("what it is about")),
         }
     }
 
@@ -104,10 +117,17 @@ fn run(setting: &Setting, verb: Option<Verb>) -> Result<(), Fault> {
         Some(Verb::Profiles(profiles)) => session::profiles(setting, &profiles),
         Some(Verb::Logout(logout)) => session::logout(setting, &logout),
         Some(verb) => {
-            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(|error| {
-                Fault::new(FaultClass::Failed, "runtime", format!("threads could not be started: {error}"))
-                    .remedy("see the limits of this user: `ulimit -a`")
-            })?;
+            let runtime =
+                tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(
+                    |error| {
+                        Fault::new(
+                            FaultClass::Failed,
+                            "runtime",
+                            format!("threads could not be started: {error}"),
+                        )
+                        .remedy("see the limits of this user: `ulimit -a`")
+                    },
+                )?;
             let result = runtime.block_on(ask(setting, verb));
             // A question or a name lookup may still hold a thread; nothing waits for it.
             runtime.shutdown_background();
@@ -127,7 +147,9 @@ async fn ask(setting: &Setting, verb: Verb) -> Result<(), Fault> {
         Verb::Wait(wait) => order::wait(setting, &wait).await,
         Verb::Protect(protect) => order::protect(setting, &protect).await,
         Verb::Pause(o) => order::give(setting, &o.machine, Order::Pause(pb::Pause {}), &o.wait, None).await,
-        Verb::Resume(o) => order::give(setting, &o.machine, Order::Resume(pb::Resume {}), &o.wait, None).await,
+        Verb::Resume(o) => {
+            order::give(setting, &o.machine, Order::Resume(pb::Resume {}), &o.wait, None).await
+        }
         Verb::Bookmark(o) => {
             let order = pb::Bookmark { name: o.name, app_consistent: o.app_consistent };
             order::give(setting, &o.machine, Order::Bookmark(order), &o.wait, None).await
@@ -141,20 +163,25 @@ async fn ask(setting: &Setting, verb: Verb) -> Result<(), Fault> {
             order::give(setting, &o.machine, Order::TestFailover(order), &o.wait, None).await
         }
         Verb::Cleanup(o) => {
-            order::give(setting, &o.machine, Order::Cleanup(pb::Cleanup { note: o.note }), &o.wait, None).await
+            order::give(setting, &o.machine, Order::Cleanup(pb::Cleanup { note: o.note }), &o.wait, None)
+                .await
         }
         Verb::Verify(o) => {
             let order = pb::Verify { point: o.point.unwrap_or_default() };
             order::give(setting, &o.machine, Order::Verify(order), &o.wait, None).await
         }
         Verb::Retry(o) => match (o.job, o.machine) {
-            (Some(job), _) => order::give(setting, "", Order::RetryJob(pb::RetryJob { job }), &o.wait, None).await,
+            (Some(job), _) => {
+                order::give(setting, "", Order::RetryJob(pb::RetryJob { job }), &o.wait, None).await
+            }
             (None, machine) => {
                 let machine = machine.unwrap_or_default();
                 order::give(setting, &machine, Order::RetryNow(pb::RetryNow {}), &o.wait, None).await
             }
         },
-        Verb::Cancel(o) => order::give(setting, "", Order::CancelJob(pb::CancelJob { job: o.job }), &o.wait, None).await,
+        Verb::Cancel(o) => {
+            order::give(setting, "", Order::CancelJob(pb::CancelJob { job: o.job }), &o.wait, None).await
+        }
         Verb::Acknowledge(o) => {
             let order = pb::AcknowledgeAlert { alert: o.alert };
             order::give(setting, "", Order::AcknowledgeAlert(order), &o.wait, None).await
@@ -182,10 +209,12 @@ async fn ask(setting: &Setting, verb: Verb) -> Result<(), Fault> {
 
 /// Whether `-o json` stands among the words; for errors of the words themselves.
 fn wants_json(words: &[OsString]) -> bool {
-    let words: Vec<_> = words.iter().map(|word| word.to_string_lossy()).take_while(|word| word != "--").collect();
+    let words: Vec<_> =
+        words.iter().map(|word| word.to_string_lossy()).take_while(|word| word != "--").collect();
     words.iter().enumerate().any(|(at, word)| {
         let next = || words.get(at + 1).is_some_and(|next| next == "json");
-        matches!(&**word, "-ojson" | "-o=json" | "--output=json") || (matches!(&**word, "-o" | "--output") && next())
+        matches!(&**word, "-ojson" | "-o=json" | "--output=json")
+            || (matches!(&**word, "-o" | "--output") && next())
     })
 }
 

@@ -63,7 +63,9 @@ pub async fn give(
             consent::obtain(what, &name, &report, yes, &consent, &mut AtTerminal)
         })
         .await
-        .map_err(|error| Fault::new(FaultClass::Failed, "consent.unread", format!("the question failed: {error}")))??;
+        .map_err(|error| {
+            Fault::new(FaultClass::Failed, "consent.unread", format!("the question failed: {error}"))
+        })??;
         request.confirm = agreed.confirm;
         request.expected_version = agreed.version;
     }
@@ -92,11 +94,16 @@ pub async fn protect(setting: &Setting, protect: &args::Protect) -> Result<(), F
         let request = pb::OrderRequest {
             key,
             machine: machine.clone(),
-            order: Some(Order::Protect(pb::Protect { policy: policy.clone(), target_site: target_site.clone() })),
+            order: Some(Order::Protect(pb::Protect {
+                policy: policy.clone(),
+                target_site: target_site.clone(),
+            })),
             ..Default::default()
         };
         let sent = send(setting, &mut vault, request).await;
-        jobs.push(sent.map_err(|fault| if jobs.is_empty() { fault } else { half_done(fault, &protect.machines[..at]) })?);
+        jobs.push(sent.map_err(|fault| {
+            if jobs.is_empty() { fault } else { half_done(fault, &protect.machines[..at]) }
+        })?);
     }
     finish(setting, vault, jobs, &protect.wait).await
 }
@@ -126,7 +133,10 @@ pub fn planned_failover(machine: &str) -> Fault {
 fn half_done(fault: Fault, done: &[String]) -> Fault {
     let done = done.iter().map(|name| shown(name)).collect::<Vec<_>>().join(", ");
     let affected = if fault.affected.is_empty() { String::new() } else { format!("{}; ", fault.affected) };
-    Fault { affected: format!("{affected}this machine and those after it; the order was given for {done}"), ..fault }
+    Fault {
+        affected: format!("{affected}this machine and those after it; the order was given for {done}"),
+        ..fault
+    }
 }
 
 fn key(wait: &Wait) -> String {
@@ -153,9 +163,13 @@ async fn only(vault: &mut Vault, kind: pb::Kind, what: &str, flag: &str) -> Resu
             .remedy(format!("make one first, then name it with {flag}"))),
         several => {
             let list = several.iter().map(|name| shown(name)).collect::<Vec<_>>().join(", ");
-            Err(Fault::new(FaultClass::Usage, "usage.choice", format!("there is more than one {what}: {list}"))
-                .spares("nothing was changed")
-                .remedy(format!("name one with {flag}")))
+            Err(Fault::new(
+                FaultClass::Usage,
+                "usage.choice",
+                format!("there is more than one {what}: {list}"),
+            )
+            .spares("nothing was changed")
+            .remedy(format!("name one with {flag}")))
         }
     }
 }
@@ -171,7 +185,10 @@ async fn send(setting: &Setting, vault: &mut Vault, request: pb::OrderRequest) -
             return Err(Fault {
                 affected: "this order: whether it arrived is not known".into(),
                 unaffected: "no order is ever carried out twice under one key".into(),
-                remedy: format!("look at `continuum get jobs`, or repeat the command with --key {}", request.key),
+                remedy: format!(
+                    "look at `continuum get jobs`, or repeat the command with --key {}",
+                    request.key
+                ),
                 ..fault.clone()
             });
         }
@@ -217,12 +234,19 @@ async fn finish(setting: &Setting, vault: Vault, jobs: Vec<pb::Job>, wait: &Wait
         _ => Doc::List(docs),
     };
     setting.write(|out| {
-        output::one(out, setting.style, doc, |out, _| ended.iter().try_for_each(|job| text(out, job, setting.style.colour)))
+        output::one(out, setting.style, doc, |out, _| {
+            ended.iter().try_for_each(|job| text(out, job, setting.style.colour))
+        })
     })?;
     ended.iter().try_for_each(verdict)
 }
 
-async fn follow_with_progress(setting: &Setting, vault: Vault, job: pb::Job, wait: &Wait) -> Result<pb::Job, Fault> {
+async fn follow_with_progress(
+    setting: &Setting,
+    vault: Vault,
+    job: pb::Job,
+    wait: &Wait,
+) -> Result<pb::Job, Fault> {
     let id = job.id.clone();
     let mut progress = Progress::new(io::stderr(), setting.style.format.for_programs(), setting.colour_err);
     let limit = wait.timeout.map(Duration::from_secs);
@@ -252,11 +276,19 @@ fn verdict(job: &pb::Job) -> Result<(), Fault> {
     let carried = job.fault.as_ref().map(continuum_wire::grpc::fault_from_proto);
     match job.state.as_str() {
         "failed" => Err(carried.unwrap_or_else(|| {
-            Fault::new(FaultClass::Failed, "job.failed", format!("{} of {} failed", shown(&job.kind), shown(&job.machine)))
-                .remedy(format!("see `continuum describe job {}`", shown(&job.id)))
+            Fault::new(
+                FaultClass::Failed,
+                "job.failed",
+                format!("{} of {} failed", shown(&job.kind), shown(&job.machine)),
+            )
+            .remedy(format!("see `continuum describe job {}`", shown(&job.id)))
         })),
-        "cancelled" => Err(Fault::new(FaultClass::Failed, "job.cancelled", format!("{} of {} was cancelled", shown(&job.kind), shown(&job.machine)))
-            .spares("everything: what it had done was undone")),
+        "cancelled" => Err(Fault::new(
+            FaultClass::Failed,
+            "job.cancelled",
+            format!("{} of {} was cancelled", shown(&job.kind), shown(&job.machine)),
+        )
+        .spares("everything: what it had done was undone")),
         _ => match job.verified.iter().find(|disk| !disk.equal) {
             Some(disk) => Err(Fault::new(
                 FaultClass::Failed,
@@ -272,10 +304,17 @@ fn verdict(job: &pb::Job) -> Result<(), Fault> {
 
 /// A job's end as a person reads it.
 fn text(out: &mut dyn Write, job: &pb::Job, colour: bool) -> io::Result<()> {
-    let took = job.ended_us.zip(job.started_us).map(|(ended, started)| ended.saturating_sub(started) as f64 / 1e6);
+    let took =
+        job.ended_us.zip(job.started_us).map(|(ended, started)| ended.saturating_sub(started) as f64 / 1e6);
     let after = took.map_or_else(String::new, |took| format!(" after {}", human::seconds(Some(took))));
     let of = if job.machine.is_empty() { String::new() } else { format!(" of {}", shown(&job.machine)) };
-    writeln!(out, "{}{of}: {}{after}  (job {})", shown(&job.kind), toned(&job.state, colour), shown(&job.id))?;
+    writeln!(
+        out,
+        "{}{of}: {}{after}  (job {})",
+        shown(&job.kind),
+        toned(&job.state, colour),
+        shown(&job.id)
+    )?;
     for machine in &job.machines {
         machine_text(out, machine, colour)?;
     }
@@ -283,7 +322,12 @@ fn text(out: &mut dyn Write, job: &pb::Job, colour: bool) -> io::Result<()> {
         let mut table = Table::new(&["DISK", "RESULT", "SOURCE", "REPLICA"], "").whole(true);
         for disk in &job.verified {
             let result = Cell::state(if disk.equal { "equal" } else { "differs" });
-            table.row([disk.name.as_str().into(), result, disk.source_digest.as_str().into(), disk.replica_digest.as_str().into()]);
+            table.row([
+                disk.name.as_str().into(),
+                result,
+                disk.source_digest.as_str().into(),
+                disk.replica_digest.as_str().into(),
+            ]);
         }
         table.write_indented(out, colour, "  ")?;
     }
@@ -307,7 +351,12 @@ fn machine_text(out: &mut dyn Write, machine: &pb::MachineOutcome, colour: bool)
         writeln!(out, "  answered  {} after the order", human::seconds(machine.rto_seconds))?;
     }
     if machine.loss_seconds.is_some() || machine.loss_bytes.is_some() {
-        writeln!(out, "  given up  {}, {}", human::seconds(machine.loss_seconds), human::bytes(machine.loss_bytes))?;
+        writeln!(
+            out,
+            "  given up  {}, {}",
+            human::seconds(machine.loss_seconds),
+            human::bytes(machine.loss_bytes)
+        )?;
     }
     if !machine.note.is_empty() {
         writeln!(out, "  note      {}", shown(&machine.note))?;
@@ -317,7 +366,13 @@ fn machine_text(out: &mut dyn Write, machine: &pb::MachineOutcome, colour: bool)
         writeln!(out, "  probe     {}: {passed}  {}", shown(&probe.name), shown(&probe.detail))?;
     }
     for disk in machine.disks.iter().filter(|disk| !disk.endpoint.is_empty()) {
-        writeln!(out, "  disk      {} ({}) at {}", shown(&disk.name), human::bytes(Some(disk.size_bytes)), shown(&disk.endpoint))?;
+        writeln!(
+            out,
+            "  disk      {} ({}) at {}",
+            shown(&disk.name),
+            human::bytes(Some(disk.size_bytes)),
+            shown(&disk.endpoint)
+        )?;
     }
     Ok(())
 }

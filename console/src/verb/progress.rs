@@ -41,7 +41,9 @@ impl<W: Write> Progress<W> {
 
     fn try_tell(&mut self, news: &News<'_>) -> io::Result<()> {
         match news {
-            News::Lost(fault) => writeln!(self.out, "connection lost, trying again: {}", shown(&fault.message)),
+            News::Lost(fault) => {
+                writeln!(self.out, "connection lost, trying again: {}", shown(&fault.message))
+            }
             News::Back => writeln!(self.out, "connected again"),
             News::Job(job) => self.tell_job(job),
         }
@@ -55,7 +57,8 @@ impl<W: Write> Progress<W> {
                 continue;
             }
             let changed = self.told[at] != step.state;
-            let long = step.state == "running" && step.progress.is_some() && self.spoke.elapsed() >= PROGRESS_EVERY;
+            let long =
+                step.state == "running" && step.progress.is_some() && self.spoke.elapsed() >= PROGRESS_EVERY;
             if !changed && !long {
                 continue;
             }

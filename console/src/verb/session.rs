@@ -34,8 +34,9 @@ pub fn profiles(setting: &Setting, profiles: &Profiles) -> Result<(), Fault> {
             ("error", file.err().map(contract::fault).into()),
         ])
     };
-    let blank = Doc::Map(["name", "current", "address", "key", "error"].map(|name| (name, Doc::Null)).to_vec());
-    let docs = list.iter().map(told).collect();
+    let blank =
+        Doc::Map(["name", "current", "address", "key", "error"].map(|name| (name, Doc::Null)).to_vec());
+    let docs = || list.iter().map(told).collect();
     setting.write(|out| {
         output::list(out, setting.style, docs, &blank, |wide| {
             let empty = "No profiles yet: make one with `continuum login`. Without one the lab is meant.";
@@ -45,7 +46,12 @@ pub fn profiles(setting: &Setting, profiles: &Profiles) -> Result<(), Fault> {
                     Ok(file) => (Cell::new(&file.address), Cell::new(key_name(file.key))),
                     Err(fault) => (Cell::new(&fault.message), Cell::new("")),
                 };
-                table.row([if profile.current { "*" } else { "" }.into(), profile.name.as_str().into(), address, key]);
+                table.row([
+                    if profile.current { "*" } else { "" }.into(),
+                    profile.name.as_str().into(),
+                    address,
+                    key,
+                ]);
             }
             table
         })
@@ -92,7 +98,7 @@ pub async fn login(setting: &Setting, login: &Login) -> Result<(), Fault> {
             let token = token_text(login)?;
             let who = std::env::var("USER").unwrap_or_else(|_| "operator".into());
             let (_, address) = continuum_wire::enroll::enroll(&token, "operator", &who, &staging.0).await?;
-            given.unwrap_or(address)
+            given.map_or_else(|| profile::address(&address), Ok)?
         }
     };
     let name = match &login.name {
@@ -108,13 +114,16 @@ pub async fn login(setting: &Setting, login: &Login) -> Result<(), Fault> {
             .spares("profiles that were there before")
             .remedy("have the credentials made again")
     })?;
-    let mut vault = Vault::dial(Target { label: name.clone(), address: address.clone(), credentials }).await?;
+    let mut vault =
+        Vault::dial(Target { label: name.clone(), address: address.clone(), credentials }).await?;
     let who = vault.who_am_i().await?;
     let (folder, keyring) = (staging.0.clone(), !login.no_keyring);
     let (profile, place) = (name.clone(), address.clone());
     let key = tokio::task::spawn_blocking(move || store::adopt(&folder, &profile, &place, keyring))
         .await
-        .map_err(|error| Fault::new(FaultClass::Failed, "profile.write", format!("the profile could not be written: {error}")))??;
+        .map_err(|error| {
+        Fault::new(FaultClass::Failed, "profile.write", format!("the profile could not be written: {error}"))
+    })??;
     let doc = Doc::Map(vec![
         ("profile", Doc::text(&name)),
         ("address", Doc::text(&address)),
@@ -125,12 +134,26 @@ pub async fn login(setting: &Setting, login: &Login) -> Result<(), Fault> {
     ]);
     setting.write(|out| {
         output::one(out, setting.style, doc, |out, _| {
-            writeln!(out, "Logged in to {} at {} as {} ({}).", shown(&who.vault_name), shown(&address), shown(&who.name), shown(&who.role))?;
+            writeln!(
+                out,
+                "Logged in to {} at {} as {} ({}).",
+                shown(&who.vault_name),
+                shown(&address),
+                shown(&who.name),
+                shown(&who.role)
+            )?;
             match key {
                 KeyPlace::Keyring => writeln!(out, "The key is in this desktop's keyring."),
                 KeyPlace::File => {
-                    let why = if login.no_keyring { "as asked".into() } else { secret::keyring_missing().unwrap_or_else(|| "the keyring refused it".into()) };
-                    writeln!(out, "The key is in a file that only you can read, not encrypted: no keyring ({why}).")
+                    let why = if login.no_keyring {
+                        "as asked".into()
+                    } else {
+                        secret::keyring_missing().unwrap_or_else(|| "the keyring refused it".into())
+                    };
+                    writeln!(
+                        out,
+                        "The key is in a file that only you can read, not encrypted: no keyring ({why})."
+                    )
                 }
             }
         })
@@ -149,8 +172,12 @@ fn token_text(login: &Login) -> Result<String, Fault> {
         std::fs::File::open(&path).and_then(|file| file.take(TOKEN_BYTES_MAX).read_to_string(&mut text))
     };
     read.map_err(|error| {
-        Fault::new(FaultClass::Usage, "token.unread", format!("the token could not be read from {}: {error}", shown(&path.display().to_string())))
-            .spares("the token, which was not used")
+        Fault::new(
+            FaultClass::Usage,
+            "token.unread",
+            format!("the token could not be read from {}: {error}", shown(&path.display().to_string())),
+        )
+        .spares("the token, which was not used")
     })?;
     Ok(text.trim().to_owned())
 }
@@ -164,10 +191,13 @@ fn copy_credentials(from: &Path, to: &Path) -> Result<(), Fault> {
         };
         // Opening makes sure that the key was not readable by others on its way here.
         if name == "key.pem" {
-            continuum_wire::ca::read_key(&from.join(name)).map_err(|error| failed(shown(&error.to_string())))?;
+            continuum_wire::ca::read_key(&from.join(name))
+                .map_err(|error| failed(shown(&error.to_string())))?;
         }
-        let text = continuum_wire::ca::read_text(&from.join(name)).map_err(|error| failed(shown(&error.to_string())))?;
-        continuum_wire::ca::write_file(&to.join(name), text.as_bytes(), mode).map_err(|error| failed(shown(&error.to_string())))?;
+        let text = continuum_wire::ca::read_text(&from.join(name))
+            .map_err(|error| failed(shown(&error.to_string())))?;
+        continuum_wire::ca::write_file(&to.join(name), text.as_bytes(), mode)
+            .map_err(|error| failed(shown(&error.to_string())))?;
     }
     Ok(())
 }
@@ -202,6 +232,6 @@ pub async fn token(setting: &Setting, wanted: &TokenArgs) -> Result<(), Fault> {
         wanted.role.name(),
         human::moment(Some(reply.expires_us))
     ));
-    setting.write(|out| output::one(out, setting.style, doc, |out, _| writeln!(out, "{}", shown(&reply.token))))
+    setting
+        .write(|out| output::one(out, setting.style, doc, |out, _| writeln!(out, "{}", shown(&reply.token))))
 }
-

@@ -26,9 +26,14 @@ impl Vault {
     pub async fn connect(choice: &Choice) -> Result<Self, Fault> {
         let choice = choice.clone();
         // Reads files and may ask the keyring: not on a thread that serves connections.
-        let target = tokio::task::spawn_blocking(move || Target::open(&choice)).await.map_err(|error| {
-            Fault::new(FaultClass::Failed, "profile.read", format!("the profile could not be read: {error}"))
-        })??;
+        let target =
+            tokio::task::spawn_blocking(move || Target::open(&choice)).await.map_err(|error| {
+                Fault::new(
+                    FaultClass::Failed,
+                    "profile.read",
+                    format!("the profile could not be read: {error}"),
+                )
+            })??;
         Self::dial(target).await
     }
 
@@ -52,12 +57,16 @@ impl Vault {
             events_max: limit,
             jobs_max: limit,
         };
-        let reply = self.client.snapshot(request).await.map_err(|status| grpc::fault_of(&status))?.into_inner();
+        let reply =
+            self.client.snapshot(request).await.map_err(|status| grpc::fault_of(&status))?.into_inner();
         Ok(reply.entities.into_iter().filter_map(|entity| entity.entity).collect())
     }
 
     /// Changes of some kinds, after what was seen before.
-    pub async fn watch(&mut self, request: pb::WatchRequest) -> Result<tonic::Streaming<pb::WatchEvent>, Fault> {
+    pub async fn watch(
+        &mut self,
+        request: pb::WatchRequest,
+    ) -> Result<tonic::Streaming<pb::WatchEvent>, Fault> {
         Ok(self.client.watch(request).await.map_err(|status| grpc::fault_of(&status))?.into_inner())
     }
 
@@ -78,11 +87,19 @@ impl Vault {
 
     /// Who we are there.
     pub async fn who_am_i(&mut self) -> Result<pb::WhoAmIReply, Fault> {
-        Ok(self.client.who_am_i(pb::WhoAmIRequest {}).await.map_err(|status| grpc::fault_of(&status))?.into_inner())
+        Ok(self
+            .client
+            .who_am_i(pb::WhoAmIRequest {})
+            .await
+            .map_err(|status| grpc::fault_of(&status))?
+            .into_inner())
     }
 
     /// Makes an enrolment token.
-    pub async fn create_token(&mut self, request: pb::CreateTokenRequest) -> Result<pb::CreateTokenReply, Fault> {
+    pub async fn create_token(
+        &mut self,
+        request: pb::CreateTokenRequest,
+    ) -> Result<pb::CreateTokenReply, Fault> {
         Ok(self.client.create_token(request).await.map_err(|status| grpc::fault_of(&status))?.into_inner())
     }
 }

@@ -113,8 +113,12 @@ fn an_operator_makes_a_token_for_a_newcomer() {
     let vault = FakeVault::start(World::default());
     let answer = crate::run(&vault, &["token", "agent", "--site", "paris", "--machine=-rf", "-o", "json"]);
     assert_eq!((&answer.json()["token"], &answer.json()["role"]), (&json!("ct1.once"), &json!("agent")));
-    let words = crate::run(&vault, &["token", "agent"]);
+    let words = crate::run(&vault, &["token", "agent", "--site", "paris"]);
     assert_eq!(words.out, "ct1.once\n", "the token alone, to be piped on");
     assert!(words.err.contains("not shown again"));
-    assert_eq!(crate::run(&vault, &["token", "agent", "--lifetime", "500000"]).code, 2, "five days at most");
+    assert_eq!(
+        crate::run(&vault, &["token", "agent", "--site", "paris", "--lifetime", "500000"]).code,
+        2,
+        "five days at most"
+    );
 }

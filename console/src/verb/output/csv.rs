@@ -102,7 +102,8 @@ mod tests {
             ("a comma and quotes", "a,\"b\"", "\"a,\"\"b\"\"\""),
             ("a newline is one line", "a\nb", "a␊b"),
         ] {
-            let expected = format!("name,skew,proofs.booted,disks\n{cell},-3,,\"[{{\"\"name\"\":\"\"a\"\"}}]\"\n");
+            let expected =
+                format!("name,skew,proofs.booted,disks\n{cell},-3,,\"[{{\"\"name\"\":\"\"a\"\"}}]\"\n");
             assert_eq!(written(&[doc(name)]), expected, "{why}");
         }
     }

@@ -41,7 +41,9 @@ impl Doc {
     pub fn get(&self, name: &str) -> Option<&Self> {
         match self {
             Self::Map(fields) => fields.iter().find(|(field, _)| *field == name).map(|(_, value)| value),
-            Self::Null | Self::Bool(_) | Self::Int(_) | Self::Float(_) | Self::Text(_) | Self::List(_) => None,
+            Self::Null | Self::Bool(_) | Self::Int(_) | Self::Float(_) | Self::Text(_) | Self::List(_) => {
+                None
+            }
         }
     }
     /// The same with more fields at its end; a map only.

@@ -47,7 +47,13 @@ fn value(text: &mut String, doc: &Doc, depth: usize) {
             indent(text, depth);
             text.push('}');
         }
-        Doc::Null | Doc::Bool(_) | Doc::Int(_) | Doc::Float(_) | Doc::Text(_) | Doc::List(_) | Doc::Map(_) => {
+        Doc::Null
+        | Doc::Bool(_)
+        | Doc::Int(_)
+        | Doc::Float(_)
+        | Doc::Text(_)
+        | Doc::List(_)
+        | Doc::Map(_) => {
             compact(text, doc);
         }
     }
@@ -182,7 +188,9 @@ mod tests {
 
     #[test]
     fn numbers_keep_their_kind() {
-        for (value, text) in [(1.0, "1.0"), (0.25, "0.25"), (0.1 + 0.2, "0.3"), (f64::NAN, "null"), (1e300, "1e300")] {
+        for (value, text) in
+            [(1.0, "1.0"), (0.25, "0.25"), (0.1 + 0.2, "0.3"), (f64::NAN, "null"), (1e300, "1e300")]
+        {
             assert_eq!(float(value), text);
         }
     }

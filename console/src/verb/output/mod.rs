@@ -48,12 +48,20 @@ pub struct Style {
     pub format: Format,
     /// Whether standard output takes colour.
     pub colour: bool,
+    /// How many columns the terminal has; `None`: there is no terminal, and room enough.
+    pub room: Option<usize>,
 }
 
 impl Style {
     /// Colour only on a terminal, and only where nothing speaks against it.
     pub fn choose(format: Format, no_colour: bool) -> Self {
-        Self { format, colour: Self::allowed(no_colour) && io::stdout().is_terminal() }
+        let terminal = io::stdout().is_terminal();
+        let room = rustix::termios::tcgetwinsize(io::stdout()).ok().map(|size| usize::from(size.ws_col));
+        Self {
+            format,
+            colour: Self::allowed(no_colour) && terminal,
+            room: room.filter(|room| terminal && *room > 0),
+        }
     }
     /// Whether neither `--no-color`, `NO_COLOR` nor a dumb terminal speaks against colour.
     pub fn allowed(no_colour: bool) -> bool {
@@ -67,16 +75,16 @@ impl Style {
 pub fn list(
     out: &mut dyn Write,
     style: Style,
-    docs: Vec<doc::Doc>,
+    docs: impl FnOnce() -> Vec<doc::Doc>,
     blank: &doc::Doc,
     table: impl FnOnce(bool) -> table::Table,
 ) -> io::Result<()> {
     match style.format {
-        Format::Table => table(false).write(out, style.colour),
+        Format::Table => table(false).fit(style.room).write(out, style.colour),
         Format::Wide => table(true).write(out, style.colour),
-        Format::Json => json::write(out, &doc::Doc::List(docs)),
-        Format::Yaml => yaml::write(out, &doc::Doc::List(docs)),
-        Format::Csv => csv::write(out, &docs, blank),
+        Format::Json => json::write(out, &doc::Doc::List(docs())),
+        Format::Yaml => yaml::write(out, &doc::Doc::List(docs())),
+        Format::Csv => csv::write(out, &docs(), blank),
     }
 }
 

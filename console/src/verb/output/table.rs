@@ -1,4 +1,8 @@
 //! Tables for people: columns aligned by what the terminal will show, not by bytes or characters.
+//!
+//! On a terminal that is too narrow, columns that can be spared go first (from the right), then the
+//! widest ones shrink. Nothing is cut where a program or a file gets the table, except very long cells of
+//! a plain table.
 
 use continuum_model::untrusted::shown;
 use std::io::{self, Write};
@@ -88,29 +92,43 @@ impl<T: AsRef<str>> From<T> for Cell {
 /// A table: a head, and rows as wide as the head.
 #[derive(Debug, Clone, Default)]
 pub struct Table {
-    head: Vec<(String, Align)>,
+    head: Vec<Column>,
     rows: Vec<Vec<Cell>>,
     whole: bool,
+    /// How many columns there are.
+    room: Option<usize>,
     /// What is said where there is no row.
     empty: String,
 }
 
-/// Where a column's texts stand.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Align {
-    Left,
-    Right,
+#[derive(Debug, Clone)]
+struct Column {
+    title: String,
+    right: bool,
+    /// May be left out where there is no room.
+    spare: bool,
 }
 
+/// No column shrinks below this.
+const SHRUNK_COLUMNS_MIN: usize = 12;
+
 impl Table {
-    /// A table with these columns; a title that begins with `>` stands to the right.
+    /// A table with these columns; a title that begins with `>` stands to the right, one that begins
+    /// with `?` may be left out on a narrow terminal.
     pub fn new<T: AsRef<str>>(head: &[T], empty: impl Into<String>) -> Self {
-        let column = |title: &str| match title.strip_prefix('>') {
-            Some(title) => (title.to_owned(), Align::Right),
-            None => (title.to_owned(), Align::Left),
+        let column = |title: &str| {
+            let (title, spare) = title.strip_prefix('?').map_or((title, false), |title| (title, true));
+            let (title, right) = title.strip_prefix('>').map_or((title, false), |title| (title, true));
+            Column { title: title.to_owned(), right, spare }
         };
         let head = head.iter().map(|title| column(title.as_ref())).collect();
-        Self { head, rows: Vec::new(), whole: false, empty: empty.into() }
+        Self { head, rows: Vec::new(), whole: false, room: None, empty: empty.into() }
+    }
+    /// Fits into this many columns, where that is possible.
+    #[must_use]
+    pub fn fit(mut self, room: Option<usize>) -> Self {
+        self.room = room;
+        self
     }
     /// Cuts nothing.
     #[must_use]
@@ -142,33 +160,63 @@ impl Table {
             return if self.empty.is_empty() { Ok(()) } else { writeln!(out, "{margin}{}", self.empty) };
         }
         let limit = if self.whole { usize::MAX } else { CELL_COLUMNS_MAX };
-        let rows: Vec<Vec<(String, Tone)>> = self
-            .rows
-            .iter()
-            .map(|row| row.iter().map(|cell| (cut(&cell.text, limit), cell.tone)).collect())
-            .collect();
-        let width = |column: usize| {
-            let cells = rows.iter().filter_map(|row| row.get(column)).map(|(text, _)| text.width());
-            cells.chain([self.head[column].0.width()]).max().unwrap_or(0)
-        };
-        let widths: Vec<usize> = (0..self.head.len()).map(width).collect();
-        let head: Vec<(String, Tone)> =
-            self.head.iter().map(|(title, _)| (title.clone(), Tone::Dim)).collect();
-        for row in std::iter::once(&head).chain(&rows) {
-            let mut line = String::from(margin);
-            for (column, (text, tone)) in row.iter().enumerate() {
-                let padding = " ".repeat(widths[column].saturating_sub(text.width()));
-                let (before, after) = match self.head[column].1 {
-                    Align::Left => ("", padding.as_str()),
-                    Align::Right => (padding.as_str(), ""),
-                };
-                let (begin, end) = if colour && *tone != Tone::Plain { (tone.sgr(), "\x1b[0m") } else { ("", "") };
-                line.push_str(if column == 0 { "" } else { "  " });
-                line.push_str(&format!("{before}{begin}{text}{end}{after}"));
+        let mut widths: Vec<usize> = self.head.iter().map(|column| column.title.width()).collect();
+        for row in &self.rows {
+            for (width, cell) in widths.iter_mut().zip(row) {
+                *width = (*width).max(cell.text.width().min(limit));
+            }
+        }
+        let shown = self.make_room(&mut widths, margin.width());
+        let mut line = String::new();
+        let head =
+            self.head.iter().map(|column| Cell { text: column.title.clone(), tone: Tone::Dim }).collect();
+        for row in std::iter::once(&head).chain(&self.rows) {
+            line.clear();
+            line.push_str(margin);
+            for (at, column) in shown.iter().copied().enumerate() {
+                let Some(cell) = row.get(column) else { break };
+                let text = cut(&cell.text, widths[column]);
+                let padding = widths[column].saturating_sub(text.width());
+                line.push_str(if at == 0 { "" } else { "  " });
+                if self.head[column].right {
+                    line.extend(std::iter::repeat_n(' ', padding));
+                }
+                if colour && cell.tone != Tone::Plain {
+                    line.extend([cell.tone.sgr(), &text, "\x1b[0m"]);
+                } else {
+                    line.push_str(&text);
+                }
+                if !self.head[column].right {
+                    line.extend(std::iter::repeat_n(' ', padding));
+                }
             }
             writeln!(out, "{}", line.trim_end_matches(' '))?;
         }
         Ok(())
+    }
+
+    /// Which columns are shown; shrinks the widths of the widest where all that can be spared is not enough.
+    fn make_room(&self, widths: &mut [usize], margin: usize) -> Vec<usize> {
+        let mut shown: Vec<usize> = (0..self.head.len()).collect();
+        let Some(room) = self.room.filter(|_| !self.whole) else { return shown };
+        let needed = |shown: &[usize], widths: &[usize]| {
+            margin
+                + shown.iter().map(|column| widths[*column]).sum::<usize>()
+                + 2 * shown.len().saturating_sub(1)
+        };
+        while needed(&shown, widths) > room {
+            match shown.iter().rposition(|column| self.head[*column].spare) {
+                Some(at) => drop(shown.remove(at)),
+                None => break,
+            }
+        }
+        while needed(&shown, widths) > room {
+            match shown.iter().copied().max_by_key(|column| widths[*column]) {
+                Some(widest) if widths[widest] > SHRUNK_COLUMNS_MIN => widths[widest] -= 1,
+                _ => break,
+            }
+        }
+        shown
     }
 }
 
@@ -225,8 +273,33 @@ mod tests {
              a␛[31mb␊\\u{202e}c       -  -\n"
         );
         let coloured = written(&table, true);
-        assert!(coloured.contains("\x1b[32mhealthy\x1b[0m") && coloured.contains("\x1b[1;31mcritical\x1b[0m"));
+        assert!(
+            coloured.contains("\x1b[32mhealthy\x1b[0m") && coloured.contains("\x1b[1;31mcritical\x1b[0m")
+        );
         assert!(!coloured.contains("\x1b[31mb"), "only our own sequences");
+    }
+
+    #[test]
+    fn a_narrow_terminal_loses_what_can_be_spared_then_shrinks_the_widest() {
+        let mut table = Table::new(&["NAME", "?>CHURN", "WHAT HAPPENED", "?MODE"], "none");
+        table.row([
+            "web-01".into(),
+            "1.0 MiB/s".into(),
+            "the agent has been silent for 20 s".into(),
+            "data".into(),
+        ]);
+        let at = |room| {
+            let text = written(&table.clone().fit(room), false);
+            assert!(room.is_none_or(|room| text.lines().all(|line| line.width() <= room)), "{text}");
+            text
+        };
+        assert_eq!(
+            at(None).lines().next(),
+            Some("NAME        CHURN  WHAT HAPPENED                       MODE")
+        );
+        assert_eq!(at(Some(56)).lines().next(), Some("NAME        CHURN  WHAT HAPPENED"));
+        assert_eq!(at(Some(45)).lines().next(), Some("NAME    WHAT HAPPENED"));
+        assert_eq!(at(Some(28)), "NAME    WHAT HAPPENED\nweb-01  the agent has been …\n");
     }
 
     #[test]

@@ -31,7 +31,13 @@ fn block(text: &mut String, doc: &Doc, depth: usize) {
                 field_of_map(text, name, field, depth);
             }
         }
-        Doc::Null | Doc::Bool(_) | Doc::Int(_) | Doc::Float(_) | Doc::Text(_) | Doc::List(_) | Doc::Map(_) => {
+        Doc::Null
+        | Doc::Bool(_)
+        | Doc::Int(_)
+        | Doc::Float(_)
+        | Doc::Text(_)
+        | Doc::List(_)
+        | Doc::Map(_) => {
             text.push_str(&scalar(doc));
         }
     }
@@ -51,7 +57,13 @@ fn item_of_list(text: &mut String, item: &Doc, depth: usize) {
             }
         }
         Doc::List(items) if !items.is_empty() => block(text, item, depth + 1),
-        Doc::Null | Doc::Bool(_) | Doc::Int(_) | Doc::Float(_) | Doc::Text(_) | Doc::List(_) | Doc::Map(_) => {
+        Doc::Null
+        | Doc::Bool(_)
+        | Doc::Int(_)
+        | Doc::Float(_)
+        | Doc::Text(_)
+        | Doc::List(_)
+        | Doc::Map(_) => {
             text.push(' ');
             text.push_str(&scalar(item));
         }
@@ -64,7 +76,13 @@ fn field_of_map(text: &mut String, name: &str, field: &Doc, depth: usize) {
     match field {
         Doc::List(items) if !items.is_empty() => block(text, field, depth),
         Doc::Map(fields) if !fields.is_empty() => block(text, field, depth + 1),
-        Doc::Null | Doc::Bool(_) | Doc::Int(_) | Doc::Float(_) | Doc::Text(_) | Doc::List(_) | Doc::Map(_) => {
+        Doc::Null
+        | Doc::Bool(_)
+        | Doc::Int(_)
+        | Doc::Float(_)
+        | Doc::Text(_)
+        | Doc::List(_)
+        | Doc::Map(_) => {
             text.push(' ');
             text.push_str(&scalar(field));
         }
@@ -79,7 +97,9 @@ fn newline(text: &mut String, depth: usize) {
 fn scalar(doc: &Doc) -> String {
     match doc {
         Doc::Text(text) => bare_or_quoted(text),
-        Doc::Null | Doc::Bool(_) | Doc::Int(_) | Doc::Float(_) | Doc::List(_) | Doc::Map(_) => json::line(doc),
+        Doc::Null | Doc::Bool(_) | Doc::Int(_) | Doc::Float(_) | Doc::List(_) | Doc::Map(_) => {
+            json::line(doc)
+        }
     }
 }
 
@@ -107,7 +127,10 @@ mod tests {
             Doc::Map(vec![
                 ("name", "web-01".into()),
                 ("proofs", Doc::Map(vec![("booted", true.into()), ("probed", Doc::Null)])),
-                ("disks", Doc::List(vec![Doc::Map(vec![("name", "a: b".into()), ("size_bytes", 512u64.into())])])),
+                (
+                    "disks",
+                    Doc::List(vec![Doc::Map(vec![("name", "a: b".into()), ("size_bytes", 512u64.into())])]),
+                ),
                 ("none", Doc::List(vec![])),
             ]),
             "no".into(),
