@@ -1,1 +1,36 @@
-//! Room to be filled.
+//! The control plane: what is known, allowed and under way.
+//!
+//! ```text
+//! operators ──mTLS──► operator ─► jobs ─► coordination ◄──mTLS── agents, process servers, master targets
+//!                        │          │          │
+//!                        └───► core ┴──────────┘            core: store, estate, hub
+//! newcomers ──token──► coordination::enrolment
+//! ```
+//!
+//! - [`Vault`], [`VaultConfig`]: starting one, and what an installation does with it
+//! - `store`: one relational schema; `estate`: what is known now; `hub`: news for watchers
+//! - `jobs`: durable sagas; `coordination`: servers; `operator`: people; `health`: symptoms and alerts
+//!
+//! Replication never depends on this crate: servers go on with what they were last told.
+
+#![allow(clippy::result_large_err, reason = "a fault is the exceptional road, and says everything at once")]
+
+mod access;
+mod config;
+mod coordination;
+mod core;
+mod estate;
+mod health;
+mod hub;
+mod jobs;
+mod measure;
+mod operator;
+mod project;
+mod store;
+mod vault;
+mod world;
+
+pub use config::{SiteSpec, Thresholds, VaultConfig};
+pub use store::StoreError;
+pub use store::access::{AuditLine, broken_at};
+pub use vault::{Addresses, Vault, run};

@@ -1,0 +1,159 @@
+//! What the vault knows now: the rows as they were last committed, and what servers report.
+//!
+//! Rows change only by commits (`crate::core::Core::apply`); live values change with every report and are
+//! never stored. All of it is lost with the process and comes back from the store and from reports.
+
+use crate::measure::{Churn, Distribution, Recent};
+use crate::store::inventory::{MachineRow, PolicyRow, ServerRow, SiteRow};
+use crate::store::jobs::JobRow;
+use crate::store::news::AlertRow;
+use continuum_model::health::{Health, Symptom};
+use continuum_model::id::{AlertId, JobId, MachineId, PolicyId, ServerId, SiteId};
+use continuum_model::time::Timestamp;
+use continuum_proto::v1 as pb;
+use std::collections::BTreeMap;
+
+/// Everything known now.
+#[derive(Default)]
+pub(crate) struct Estate {
+    pub(crate) sites: BTreeMap<SiteId, SiteRow>,
+    pub(crate) policies: BTreeMap<PolicyId, PolicyRow>,
+    pub(crate) servers: BTreeMap<ServerId, ServerEntry>,
+    pub(crate) machines: BTreeMap<MachineId, MachineEntry>,
+    pub(crate) jobs: BTreeMap<JobId, JobEntry>,
+    pub(crate) alerts: BTreeMap<AlertId, AlertRow>,
+}
+
+/// A server and what it reports.
+pub(crate) struct ServerEntry {
+    pub(crate) row: ServerRow,
+    pub(crate) live: ServerLive,
+}
+
+/// What is known of a server only while it is there.
+#[derive(Default)]
+pub(crate) struct ServerLive {
+    pub(crate) connected: bool,
+    pub(crate) last_seen: Option<Timestamp>,
+    /// Its clock less ours at the start of the session, in microseconds.
+    pub(crate) clock_offset: i64,
+    pub(crate) load: Option<pb::Load>,
+    pub(crate) spool: Option<(u64, u64)>,
+    pub(crate) bytes_per_sec: Option<u64>,
+    pub(crate) symptoms: Vec<Symptom>,
+}
+
+/// A machine and what is reported of it.
+pub(crate) struct MachineEntry {
+    pub(crate) row: MachineRow,
+    pub(crate) live: MachineLive,
+}
+
+/// What is known of a machine only from reports.
+pub(crate) struct MachineLive {
+    /// The agent's last report, and when it came.
+    pub(crate) agent: Option<(pb::AgentReport, Timestamp)>,
+    /// Who sent it: drawn at each start of the agent.
+    pub(crate) agent_boot: String,
+    /// The target's last report of the replica.
+    pub(crate) replica: Option<(pb::ReplicaReport, Timestamp)>,
+    /// The process server's last report of the relay.
+    pub(crate) relay: Option<(pb::RelayReport, Timestamp)>,
+    pub(crate) rpo: Distribution,
+    pub(crate) rpo_recent: Recent<f64>,
+    pub(crate) churn: Churn,
+    pub(crate) symptoms: Vec<Symptom>,
+    pub(crate) health: Health,
+    /// Two processes claim to be this machine.
+    pub(crate) twice: bool,
+}
+
+impl Default for MachineLive {
+    fn default() -> Self {
+        Self {
+            agent: None,
+            agent_boot: String::new(),
+            replica: None,
+            relay: None,
+            rpo: Distribution::default(),
+            rpo_recent: Recent::default(),
+            churn: Churn::default(),
+            symptoms: Vec::new(),
+            health: Health::NotApplicable,
+            twice: false,
+        }
+    }
+}
+
+/// A job and how far its present step is.
+pub(crate) struct JobEntry {
+    pub(crate) row: JobRow,
+    pub(crate) progress: Option<Progress>,
+}
+
+/// How far the step under way is.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Progress {
+    /// From 0 to 1; `None`: it cannot be told.
+    pub(crate) fraction: Option<f64>,
+    pub(crate) detail: String,
+    /// It waits for somebody or something; `detail` says for what.
+    pub(crate) waiting: bool,
+}
+
+impl Estate {
+    /// The machine of a name or id. Names are compared raw and whole.
+    pub(crate) fn machine_named(&self, text: &str) -> Option<&MachineEntry> {
+        self.machines
+            .values()
+            .find(|entry| entry.row.name == text)
+            .or_else(|| text.parse().ok().and_then(|id: MachineId| self.machines.get(&id)))
+    }
+
+    /// Whether a server has a session.
+    pub(crate) fn connected(&self, server: ServerId) -> bool {
+        self.servers.get(&server).is_some_and(|entry| entry.live.connected)
+    }
+
+    /// The name of a site.
+    pub(crate) fn site_name(&self, id: SiteId) -> String {
+        self.sites.get(&id).map(|site| site.name.clone()).unwrap_or_default()
+    }
+
+    /// The name of a server.
+    pub(crate) fn server_name(&self, id: ServerId) -> String {
+        self.servers.get(&id).map(|entry| entry.row.name.clone()).unwrap_or_default()
+    }
+
+    /// How many machines a server carries.
+    pub(crate) fn carried_by(&self, server: ServerId) -> usize {
+        self.machines
+            .values()
+            .filter_map(|entry| entry.row.protection.as_ref())
+            .filter(|protection| protection.process_server == server || protection.master_target == server)
+            .count()
+    }
+
+    /// The server of a role that carries least, preferably in `site`, connected ones first.
+    pub(crate) fn least_loaded(&self, role: &str, site: SiteId, elsewhere: bool) -> Option<ServerId> {
+        self.servers
+            .values()
+            .filter(|entry| {
+                entry.row.role == role && !entry.row.revoked && (elsewhere || entry.row.site == site)
+            })
+            .min_by_key(|entry| {
+                (!entry.live.connected, entry.row.site != site, self.carried_by(entry.row.id), entry.row.id)
+            })
+            .map(|entry| entry.row.id)
+    }
+}
+
+/// The agent of a machine among servers: they share their id.
+pub(crate) fn agent_of(machine: MachineId) -> ServerId {
+    ServerId::from_bytes(*machine.as_bytes())
+}
+
+/// The machine of an agent.
+pub(crate) fn machine_of(agent: ServerId) -> MachineId {
+    MachineId::from_bytes(*agent.as_bytes())
+}

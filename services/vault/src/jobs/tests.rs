@@ -1,0 +1,1 @@
+//! Every job through crashes, faults and repetition.
