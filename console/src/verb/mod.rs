@@ -1,7 +1,7 @@
 //! The verbs: one command, one answer, one exit code.
 //!
 //! - [`args`]: the command line and its help
-//! - [`get`], [`describe`]: what there is
+//! - [`get`], [`columns`], [`describe`]: what there is
 //! - [`order`], [`consent`], [`follow`], [`progress`]: what is to be done, agreed to, and watched
 //! - [`doctor`], [`session`], [`manual`]: this machine, its profiles, its documentation
 //! - [`contract`], [`output`]: the shape of answers
@@ -11,6 +11,7 @@
 //! there is no colour and no question. Nothing from outside reaches a terminal unescaped.
 
 pub mod args;
+pub mod columns;
 pub mod consent;
 pub mod contract;
 pub mod describe;
