@@ -289,7 +289,7 @@ fn no_lab(place: &Place) -> Fault {
     if Some(Path::new(&place.label)) == default_lab().as_deref() {
         return Fault::new(FaultClass::NotConnected, "profile.none", "no vault is configured, and no lab runs on this machine")
             .spares("nothing was changed")
-            .remedy("start the lab with `continuum lab`, or use a vault of yours with `continuum login URL --token TOKEN`");
+            .remedy("start the lab with `continuum lab`, or use a vault of yours: see `continuum login --help`");
     }
     Fault::new(FaultClass::NotConnected, "lab.absent", format!("no lab runs in {dir}"))
         .spares("nothing was changed")

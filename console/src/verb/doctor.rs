@@ -86,20 +86,24 @@ pub async fn run(setting: &Setting) -> Result<(), Fault> {
     };
     let blank = Doc::Map(["check", "state", "detail", "remedy"].map(|name| (name, Doc::Null)).to_vec());
     setting.write(|out| {
-        output::list(out, setting.style, docs, &blank, |_| {
-            let mut table = Table::new(&["CHECK", "STATE", "FOUND", "WHAT TO DO"], "").whole(true);
+        output::list(out, setting.style, docs, &blank, |wide| {
+            let mut table = Table::new(&["CHECK", "STATE", "FOUND"], "").whole(wide);
             for finding in &findings {
-                let remedy =
-                    if finding.remedy.is_empty() { Cell::new(" ") } else { Cell::new(&finding.remedy) };
                 table.row([
                     finding.name.into(),
                     Cell::state(finding.verdict.name()),
                     Cell::new(&finding.detail),
-                    remedy,
                 ]);
             }
             table
-        })
+        })?;
+        if setting.style.format.for_programs() {
+            return Ok(());
+        }
+        for finding in findings.iter().filter(|finding| !finding.remedy.is_empty()) {
+            writeln!(out, "{}: {}", finding.name, shown(&finding.remedy))?;
+        }
+        Ok(())
     })?;
     let failed: Vec<&Finding> =
         findings.iter().filter(|finding| finding.verdict == Verdict::Failed).collect();

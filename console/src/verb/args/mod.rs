@@ -39,11 +39,11 @@ Exit codes:
     after_help = EXIT_CODES,
     after_long_help = "\
 Examples:
-  continuum                                        the console (the lab, where nothing is configured)
-  continuum get machines                           is everything recoverable right now?
-  continuum readiness web-01                       what would a drill of web-01 do?
-  continuum test-failover web-01                   bring web-01 up beside itself, isolated, and prove it
-  continuum cleanup web-01                         end that drill
+  continuum                            the console (the lab, where nothing is configured)
+  continuum get machines               is everything recoverable right now?
+  continuum readiness web-01           what would a drill of web-01 do?
+  continuum test-failover web-01       bring a copy of web-01 up, isolated, and prove it
+  continuum cleanup web-01             end that drill
   continuum get machines -o json | jq '.[].rpo_seconds'
 
 A name that begins with a dash goes behind `--`:
@@ -80,8 +80,8 @@ pub struct Common {
     /// The installation (lab) in this directory [env: CONTINUUM_DIR]
     #[arg(long, global = true, value_name = "DIR", help_heading = "Which vault")]
     pub dir: Option<PathBuf>,
-    /// How to write the answer
-    #[arg(short, long, global = true, value_enum, value_name = "FORMAT", default_value_t = Format::Table, help_heading = "Output")]
+    /// How to write the answer: table, wide, json, yaml or csv
+    #[arg(short, long, global = true, value_enum, value_name = "FORMAT", default_value_t = Format::Table, hide_possible_values = true, help_heading = "Output")]
     pub output: Format,
     /// Do not ask; where data can be lost, --confirm NAME is needed, too
     #[arg(short, long, global = true)]
@@ -165,7 +165,7 @@ Examples:
 Shows the readiness report first and asks for the machine's name typed out. In a script:
   continuum failover web-01 --unplanned --point latest --yes --confirm web-01
 
-Another point can be tried until `continuum commit web-01` makes the choice final.")]
+`continuum commit web-01` makes it final.")]
     Failover(Failover),
     /// Make a failover final: the other recovery points are given up
     #[command(after_help = "Examples:\n  continuum commit web-01 --yes --confirm web-01")]
