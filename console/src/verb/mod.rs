@@ -3,6 +3,7 @@
 //! - [`args`]: the command line and its help
 //! - [`get`], [`columns`], [`describe`]: what there is
 //! - [`order`], [`consent`], [`follow`], [`progress`]: what is to be done, agreed to, and watched
+//! - [`inspect`]: what a replication file holds
 //! - [`doctor`], [`session`], [`manual`]: this machine, its profiles, its documentation
 //! - [`contract`], [`output`]: the shape of answers
 //! - [`fault`]: the shape of errors
@@ -19,6 +20,7 @@ pub mod doctor;
 pub mod fault;
 pub mod follow;
 pub mod get;
+pub mod inspect;
 pub mod manual;
 pub mod order;
 pub mod output;
@@ -115,6 +117,7 @@ fn run(setting: &Setting, verb: Option<Verb>) -> Result<(), Fault> {
         None => manual::short_help(),
         Some(Verb::Completions { shell }) => manual::completions(setting, shell),
         Some(Verb::Man) => manual::pages(setting),
+        Some(Verb::Inspect(wanted)) => inspect::run(setting, &wanted),
         Some(Verb::Profiles(profiles)) => session::profiles(setting, &profiles),
         Some(Verb::Logout(logout)) => session::logout(setting, &logout),
         Some(verb) => {
@@ -204,7 +207,9 @@ async fn ask(setting: &Setting, verb: Verb) -> Result<(), Fault> {
             order::give(setting, &o.machine, Order::Failover(order), &o.wait, Some(danger)).await
         }
         // Handled before the runtime was made.
-        Verb::Completions { .. } | Verb::Man | Verb::Profiles(_) | Verb::Logout(_) => Ok(()),
+        Verb::Completions { .. } | Verb::Man | Verb::Inspect(_) | Verb::Profiles(_) | Verb::Logout(_) => {
+            Ok(())
+        }
     }
 }
 

@@ -198,6 +198,15 @@ Examples:
   continuum token agent --site paris --machine web-01
   continuum token master-target --site berlin --lifetime 86400")]
     Token(TokenArgs),
+    /// Tell what a replication file holds: staged feeds, spools, journal segments
+    #[command(after_help = "\
+Only reads. Exit code 0: everything in it is whole. 1: something is cut or damaged, and the answer says where.
+
+Examples:
+  continuum inspect staging/00000000000000000042.feed
+  continuum inspect journal/00000007 -o wide        every frame
+  continuum inspect FILE -o json")]
+    Inspect(Inspect),
     /// Make a profile for a vault and its credentials
     #[command(after_help = "\
 An owner of the vault makes the credentials, or a one-use token with which this machine makes its own key.
@@ -317,6 +326,13 @@ pub struct Get {
     /// Go on and tell every change as it happens
     #[arg(short, long)]
     pub watch: bool,
+}
+
+/// `inspect`
+#[derive(Debug, Args)]
+pub struct Inspect {
+    /// Which file
+    pub file: PathBuf,
 }
 
 /// `describe`
