@@ -155,6 +155,7 @@ struct Counts {
     exhausted: u64,
     continued: u64,
     doubts: u64,
+    strangers: u64,
     staged: u64,
 }
 
@@ -516,6 +517,27 @@ impl World {
         self.truth = Image::of(&self.disks);
     }
 
+    /// Somebody connects the source to another replica, which may look older or newer.
+    fn change_replica(&mut self) {
+        let mut stranger = Replica::empty();
+        for disk in 0..SIZES.len() {
+            let byte: u8 = self.rng.random();
+            stranger.image.change(disk, 0, 50_000, |out| out.fill(byte));
+        }
+        let number = (self.replica.state.number.0 + self.rng.random_range(0..40)).saturating_sub(20).max(1);
+        stranger.state = ReplicaState {
+            number: FrameNumber(number),
+            digest: self.rng.random(),
+            sequence: Sequence(self.rng.random_range(1..10_000)),
+            newest: Timestamp::from_micros(self.now + self.rng.random_range(-1_000..1_000)),
+        };
+        self.snapshots = BTreeMap::from([(number, stranger.clone())]);
+        self.replica = stranger;
+        self.stream = None;
+        self.lied = true;
+        self.counts.strangers += 1;
+    }
+
     fn go_back_in_time(&mut self) {
         let Some(to) = self.snapshots.keys().nth(self.rng.random_range(0..self.snapshots.len())).copied()
         else {
@@ -554,6 +576,7 @@ impl World {
                 self.act(|feed, _| feed.set_staging_max(if tight { 400_000 } else { 1 << 30 }));
             }
             995 => self.go_back_in_time(),
+            997 => self.change_replica(),
             996 => {
                 self.epoch += 1;
                 self.stream = None;
@@ -636,6 +659,7 @@ fn whatever_happens_the_map_and_the_positions_are_right() {
         all.exhausted += counts.exhausted;
         all.continued += counts.continued;
         all.doubts += counts.doubts;
+        all.strangers += counts.strangers;
         all.staged += counts.staged;
     }
     println!("{all:?}");
@@ -651,6 +675,7 @@ fn whatever_happens_the_map_and_the_positions_are_right() {
             exhausted,
             continued,
             doubts,
+            strangers,
             staged,
         } = all;
         for (what, count) in [
@@ -663,6 +688,7 @@ fn whatever_happens_the_map_and_the_positions_are_right() {
             ("steps with exhausted staging", exhausted),
             ("reconnects without a gap", continued),
             ("replicas gone back in time", doubts),
+            ("replicas that were others", strangers),
             ("staged frames", staged),
         ] {
             assert!(count > 20, "only {count} {what}");

@@ -1,8 +1,10 @@
 //! Requests and replies of one connection.
 //!
-//! A few workers share the connection: one takes a request while others carry theirs out, and each writes its
-//! own reply whole. Input goes through one buffer: a burst of small requests costs one system call. Buffers
-//! belong to the worker and are used again.
+//! A few workers share the connection. Whoever holds the input takes one request and puts the input back; it
+//! wakes another worker only when more is at hand or when requests are slow here: a quick request at depth one
+//! never changes threads, and a slow disk still gets as many requests as there are workers. Input goes through
+//! one buffer: a burst of small requests costs one system call. A reply that is ready while another one is
+//! being written goes out together with the next. Buffers belong to the worker and are used again.
 //!
 //! Memory: a read goes out in pieces of 1 MiB; a write's data is taken as it comes, so that a client that
 //! promises 32 MiB and sends nothing costs nothing, and all large writes of a server share one limit.
@@ -11,8 +13,9 @@ use super::handshake::{Agreed, CONTEXT_ID, violation};
 use super::server::{Connection, LargeGuard, Socket};
 use super::{Extent, REQUEST_BYTES_MAX};
 use std::io::{self, IoSlice, Read, Write};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 const REQUEST_MAGIC: u32 = 0x2560_9513;
 const SIMPLE_MAGIC: u32 = 0x6744_6698;
@@ -52,6 +55,13 @@ const WORKERS: usize = 4;
 const EXTENTS_MAX: usize = 1024;
 /// Reads go out in pieces of this size; a buffer that grew beyond it for one write is given back after it.
 const PIECE: usize = 1 << 20;
+/// A request over more than this is worth another thread.
+const LARGE: u32 = 128 << 10;
+/// Requests that take longer than this are, too.
+const QUICK_NANOS: u64 = 40_000;
+/// Replies up to this size may wait for the one being written; all that wait, up to [`READY_BYTES_MAX`].
+const REPLY_WAITS: usize = 32 << 10;
+const READY_BYTES_MAX: usize = 256 << 10;
 /// Input that is read ahead: a few small writes.
 const INPUT_BYTES: usize = 32 << 10;
 
@@ -64,12 +74,39 @@ struct Request {
     length: u32,
 }
 
+impl Request {
+    /// Sure to take longer than it takes to wake a thread.
+    const fn is_slow(&self) -> bool {
+        self.flags & FLAG_FUA != 0 || self.command == CMD_FLUSH || self.length > LARGE
+    }
+}
+
 struct Shared<'a> {
     connection: &'a Connection,
     agreed: &'a Agreed,
-    input: Mutex<Input>,
-    output: Mutex<()>,
+    turn: Mutex<Turn>,
+    returned: Condvar,
+    output: Mutex<Output>,
+    written: Condvar,
     over: AtomicBool,
+    /// How long a request took lately, in ns.
+    recent: AtomicU64,
+}
+
+/// Who may take the next request.
+struct Turn {
+    /// `None`: a worker has it.
+    input: Option<Input>,
+    parked: usize,
+}
+
+/// What goes to the client.
+#[derive(Default)]
+struct Output {
+    /// A worker is writing.
+    busy: bool,
+    /// Whole replies for it to write next.
+    ready: Vec<u8>,
 }
 
 /// Serves requests until the client leaves or breaks the rules.
@@ -77,9 +114,13 @@ pub(super) fn serve(connection: &Connection, agreed: &Agreed) -> io::Result<()> 
     let shared = Shared {
         connection,
         agreed,
-        input: Mutex::new(Input::default()),
-        output: Mutex::new(()),
+        turn: Mutex::new(Turn { input: Some(Input::default()), parked: 0 }),
+        returned: Condvar::new(),
+        output: Mutex::new(Output::default()),
+        written: Condvar::new(),
         over: AtomicBool::new(false),
+        // Until it has shown itself to be quick, the disk is taken to be slow.
+        recent: AtomicU64::new(16 * QUICK_NANOS),
     };
     std::thread::scope(|scope| {
         let workers: Vec<_> = (1..WORKERS)
@@ -110,6 +151,10 @@ impl Default for Input {
 }
 
 impl Input {
+    const fn holds_more(&self) -> bool {
+        self.end > self.start
+    }
+
     fn read_exact(&mut self, mut socket: &Socket, mut out: &mut [u8]) -> io::Result<()> {
         loop {
             let at_hand = out.len().min(self.end - self.start);
@@ -149,27 +194,33 @@ impl<'a> Shared<'a> {
         let mut buffer = Vec::new();
         let mut extents = Vec::new();
         let worked = loop {
-            let taken = {
-                let mut input = self.input.lock().unwrap_or_else(PoisonError::into_inner);
-                if self.over.load(Ordering::Acquire) {
-                    break Ok(());
+            let Some(mut input) = self.take_input() else { break Ok(()) };
+            let taken = self.take(&mut input, &mut buffer);
+            let goes_on = matches!(taken, Ok(Taken::Request(..) | Taken::TooMuch(_)));
+            let wakes = match &taken {
+                Ok(Taken::Request(request, _)) => {
+                    input.holds_more()
+                        || request.is_slow()
+                        || self.recent.load(Ordering::Relaxed) > QUICK_NANOS
                 }
-                let taken = self.take(&mut input, &mut buffer);
-                if !matches!(taken, Ok(Taken::Request(..) | Taken::TooMuch(_))) {
-                    self.over.store(true, Ordering::Release);
-                }
-                taken
+                Ok(Taken::TooMuch(_) | Taken::Goodbye) | Err(_) => true,
             };
+            self.return_input(input, goes_on, wakes);
             let answered = match taken {
-                Ok(Taken::Request(request, _room)) => self.answer(request, &mut buffer, &mut extents),
+                Ok(Taken::Request(request, _room)) => {
+                    let started = Instant::now();
+                    let answered = self.answer(request, &mut buffer, &mut extents);
+                    let took = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
+                    let before = self.recent.load(Ordering::Relaxed);
+                    self.recent.store(before - before / 4 + took / 4, Ordering::Relaxed);
+                    answered
+                }
                 Ok(Taken::TooMuch(request)) => self.reply_error(&request, ENOMEM),
                 Ok(Taken::Goodbye) => break Ok(()),
                 Err(error) => break Err(error),
             };
             if let Err(error) = answered {
-                self.over.store(true, Ordering::Release);
-                // Wakes the worker that waits for input.
-                self.connection.socket_ref().shutdown();
+                self.end();
                 break Err(error);
             }
             if buffer.len() > PIECE {
@@ -180,6 +231,45 @@ impl<'a> Shared<'a> {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(()),
             worked => worked,
         }
+    }
+
+    fn turn(&self) -> MutexGuard<'_, Turn> {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for the input. `None`: it is over.
+    fn take_input(&self) -> Option<Input> {
+        let mut turn = self.turn();
+        loop {
+            if self.over.load(Ordering::Acquire) {
+                return None;
+            }
+            if let Some(input) = turn.input.take() {
+                return Some(input);
+            }
+            turn.parked += 1;
+            turn = self.returned.wait(turn).unwrap_or_else(PoisonError::into_inner);
+            turn.parked -= 1;
+        }
+    }
+
+    fn return_input(&self, input: Input, goes_on: bool, wakes: bool) {
+        let mut turn = self.turn();
+        turn.input = Some(input);
+        if !goes_on {
+            self.over.store(true, Ordering::Release);
+            self.returned.notify_all();
+        } else if wakes && turn.parked > 0 {
+            self.returned.notify_one();
+        }
+    }
+
+    /// Ends the connection: also the worker that waits for input, and those that wait for that one.
+    fn end(&self) {
+        self.connection.socket_ref().shutdown();
+        let _turn = self.turn();
+        self.over.store(true, Ordering::Release);
+        self.returned.notify_all();
     }
 
     /// Takes a request, and a write's data into `buffer`.
@@ -305,36 +395,32 @@ impl<'a> Shared<'a> {
         let mut left = request.length as usize;
         let mut offset = request.offset;
         let whole = request.flags & FLAG_DF != 0;
-        let mut reply: Option<MutexGuard<'_, ()>> = None;
+        let mut writing = None;
         loop {
             let piece = if whole { left } else { left.min(PIECE) };
             grow(buffer, piece);
             let data = &mut buffer[..piece];
             let last = piece == left;
-            match (device.read(offset, data), &reply) {
+            match (device.read(offset, data), &writing) {
                 (Ok(()), _) if self.agreed.structured => {
                     let done = if last { CHUNK_DONE } else { 0 };
                     self.chunk(request, done, CHUNK_OFFSET_DATA, &offset.to_be_bytes(), data)?;
                 }
+                (Ok(()), None) if last => return self.send(&[&simple_head(request, 0), data]),
                 (Ok(()), None) => {
-                    let turn = self.output();
+                    let socket = self.write_alone();
                     let head = simple_head(request, 0);
-                    write_all_of(
-                        self.connection.socket_ref(),
-                        &mut [IoSlice::new(&head), IoSlice::new(data)],
-                    )?;
+                    write_all_of(socket.shared.socket(), &mut [IoSlice::new(&head), IoSlice::new(data)])?;
                     // The rest of a simple reply belongs right behind.
-                    reply = Some(turn);
+                    writing = Some(socket);
                 }
-                (Ok(()), Some(_)) => {
-                    write_all_of(self.connection.socket_ref(), &mut [IoSlice::new(data)])?;
-                }
+                (Ok(()), Some(socket)) => write_all_of(socket.shared.socket(), &mut [IoSlice::new(data)])?,
                 (Err(error), None) => return self.reply_error(request, code_of(&error)),
                 // A simple reply that began well cannot become an error any more.
                 (Err(error), Some(_)) => return Err(error),
             }
             if last {
-                return Ok(());
+                return writing.map_or(Ok(()), Writing::done);
             }
             left -= piece;
             offset += piece as u64;
@@ -369,8 +455,7 @@ impl<'a> Shared<'a> {
     }
 
     fn simple(&self, request: &Request, code: u32) -> io::Result<()> {
-        let _turn = self.output();
-        write_all_of(self.connection.socket_ref(), &mut [IoSlice::new(&simple_head(request, code))])
+        self.send(&[&simple_head(request, code)])
     }
 
     fn chunk(&self, request: &Request, flags: u16, kind: u16, body: &[u8], data: &[u8]) -> io::Result<()> {
@@ -380,15 +465,84 @@ impl<'a> Shared<'a> {
         head[6..8].copy_from_slice(&kind.to_be_bytes());
         head[8..16].copy_from_slice(&request.cookie.to_be_bytes());
         head[16..].copy_from_slice(&((body.len() + data.len()) as u32).to_be_bytes());
-        let _turn = self.output();
-        write_all_of(
-            self.connection.socket_ref(),
-            &mut [IoSlice::new(&head), IoSlice::new(body), IoSlice::new(data)],
-        )
+        self.send(&[&head, body, data])
     }
 
-    fn output(&self) -> MutexGuard<'_, ()> {
+    fn output(&self) -> MutexGuard<'_, Output> {
         self.output.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn socket(&self) -> &Socket {
+        self.connection.socket_ref()
+    }
+
+    /// Sends a whole reply, or leaves a small one to the worker that is writing.
+    fn send(&self, parts: &[&[u8]]) -> io::Result<()> {
+        let length: usize = parts.iter().map(|part| part.len()).sum();
+        {
+            let mut output = self.output();
+            if output.busy && length <= REPLY_WAITS && output.ready.len() + length <= READY_BYTES_MAX {
+                parts.iter().for_each(|part| output.ready.extend_from_slice(part));
+                return Ok(());
+            }
+        }
+        let writing = self.write_alone();
+        let mut slices = [IoSlice::new(&[]); 3];
+        for (slice, part) in slices.iter_mut().zip(parts) {
+            *slice = IoSlice::new(part);
+        }
+        write_all_of(self.socket(), &mut slices)?;
+        writing.done()
+    }
+
+    /// Waits until nobody writes.
+    fn write_alone(&self) -> Writing<'_, 'a> {
+        let mut output = self.output();
+        while output.busy {
+            output = self.written.wait(output).unwrap_or_else(PoisonError::into_inner);
+        }
+        output.busy = true;
+        Writing { shared: self, held: true }
+    }
+}
+
+/// The right to write to the client.
+struct Writing<'s, 'a> {
+    shared: &'s Shared<'a>,
+    held: bool,
+}
+
+impl Writing<'_, '_> {
+    /// Writes what others left meanwhile, too, and gives the right back.
+    fn done(mut self) -> io::Result<()> {
+        let mut batch = Vec::new();
+        loop {
+            batch.clear();
+            {
+                let mut output = self.shared.output();
+                if output.ready.is_empty() {
+                    // In one step with looking: who comes now writes itself.
+                    output.busy = false;
+                    self.held = false;
+                    drop(output);
+                    self.shared.written.notify_one();
+                    return Ok(());
+                }
+                std::mem::swap(&mut output.ready, &mut batch);
+            }
+            let mut socket = self.shared.socket();
+            socket.write_all(&batch)?;
+        }
+    }
+}
+
+impl Drop for Writing<'_, '_> {
+    /// Writing failed: the connection ends, and nobody may wait for this worker.
+    fn drop(&mut self) {
+        if self.held {
+            self.shared.output().busy = false;
+            self.shared.written.notify_one();
+        }
     }
 }
 

@@ -497,7 +497,9 @@ impl FrameBuilder {
             bytes: bytes.into(),
         };
         self.rows.reserve(head.rows.len());
-        Some(Frame { head, payload: std::mem::take(&mut self.payload).into() })
+        // The next frame is likely to be as long: no growing while a lock is held.
+        let next = Vec::with_capacity(self.payload.len());
+        Some(Frame { head, payload: std::mem::replace(&mut self.payload, next).into() })
     }
 }
 
