@@ -287,9 +287,13 @@ fn position(text: &str, at: usize) -> (usize, usize) {
 fn no_lab(place: &Place) -> Fault {
     let dir = shown(&place.label);
     if Some(Path::new(&place.label)) == default_lab().as_deref() {
-        return Fault::new(FaultClass::NotConnected, "profile.none", "no vault is configured, and no lab runs on this machine")
-            .spares("nothing was changed")
-            .remedy("start the lab with `continuum lab`, or use a vault of yours: see `continuum login --help`");
+        return Fault::new(
+            FaultClass::NotConnected,
+            "profile.none",
+            "no vault is configured, and no lab runs on this machine",
+        )
+        .spares("nothing was changed")
+        .remedy("start the lab with `continuum lab`, or use a vault of yours: see `continuum login --help`");
     }
     Fault::new(FaultClass::NotConnected, "lab.absent", format!("no lab runs in {dir}"))
         .spares("nothing was changed")

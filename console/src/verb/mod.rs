@@ -147,6 +147,7 @@ async fn ask(setting: &Setting, verb: Verb) -> Result<(), Fault> {
         Verb::Readiness(readiness) => describe::readiness(setting, &readiness).await,
         Verb::Doctor => doctor::run(setting).await,
         Verb::Login(login) => session::login(setting, &login).await,
+        Verb::Whoami => session::whoami(setting).await,
         Verb::Token(token) => session::token(setting, &token).await,
         Verb::Wait(wait) => order::wait(setting, &wait).await,
         Verb::Protect(protect) => order::protect(setting, &protect).await,

@@ -10,11 +10,7 @@ use crate::profile::{self, KeyPlace, Target, secret, store};
 use continuum_model::fault::{Fault, FaultClass};
 use continuum_model::untrusted::shown;
 use continuum_proto::v1 as pb;
-use std::io::Read;
 use std::path::{Path, PathBuf};
-
-/// The longest file that is read as a token.
-const TOKEN_BYTES_MAX: u64 = 4096;
 
 /// Lists profiles, or chooses one.
 pub fn profiles(setting: &Setting, profiles: &Profiles) -> Result<(), Fault> {
@@ -84,23 +80,12 @@ pub fn logout(setting: &Setting, logout: &Logout) -> Result<(), Fault> {
 
 /// Makes a profile, and proves that it works.
 pub async fn login(setting: &Setting, login: &Login) -> Result<(), Fault> {
-    let given = login.url.as_deref().map(profile::address).transpose()?;
+    let address = profile::address(&login.url)?;
     if let Some(name) = &login.name {
         store::check(name)?;
     }
     let staging = Staging(store::staging()?);
-    let address = match &login.credentials {
-        Some(dir) => {
-            copy_credentials(dir, &staging.0)?;
-            given.unwrap_or_default()
-        }
-        None => {
-            let token = token_text(login)?;
-            let who = std::env::var("USER").unwrap_or_else(|_| "operator".into());
-            let (_, address) = continuum_wire::enroll::enroll(&token, "operator", &who, &staging.0).await?;
-            given.map_or_else(|| profile::address(&address), Ok)?
-        }
-    };
+    copy_credentials(&login.credentials, &staging.0)?;
     let name = match &login.name {
         Some(name) => name.clone(),
         None => {
@@ -160,28 +145,6 @@ pub async fn login(setting: &Setting, login: &Login) -> Result<(), Fault> {
     })
 }
 
-fn token_text(login: &Login) -> Result<String, Fault> {
-    if let Some(token) = &login.token {
-        return Ok(token.clone());
-    }
-    let path = login.token_file.clone().unwrap_or_else(|| PathBuf::from("-"));
-    let mut text = String::new();
-    let read = if path == Path::new("-") {
-        std::io::stdin().lock().take(TOKEN_BYTES_MAX).read_to_string(&mut text)
-    } else {
-        std::fs::File::open(&path).and_then(|file| file.take(TOKEN_BYTES_MAX).read_to_string(&mut text))
-    };
-    read.map_err(|error| {
-        Fault::new(
-            FaultClass::Usage,
-            "token.unread",
-            format!("the token could not be read from {}: {error}", shown(&path.display().to_string())),
-        )
-        .spares("the token, which was not used")
-    })?;
-    Ok(text.trim().to_owned())
-}
-
 fn copy_credentials(from: &Path, to: &Path) -> Result<(), Fault> {
     for (name, mode) in [("ca.pem", 0o644), ("certificate.pem", 0o644), ("key.pem", 0o600)] {
         let failed = |reason: String| {
@@ -209,6 +172,29 @@ impl Drop for Staging {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.0);
     }
+}
+
+/// Tells who we are.
+pub async fn whoami(setting: &Setting) -> Result<(), Fault> {
+    let mut vault = Vault::connect(&setting.choice).await?;
+    let who = vault.who_am_i().await?;
+    let doc = Doc::Map(vec![
+        ("name", Doc::text(&who.name)),
+        ("role", Doc::text(&who.role)),
+        ("may", Doc::list(&who.may, |right| right.as_str().into())),
+        ("vault", Doc::text(&who.vault_name)),
+        ("vault_id", Doc::text(&who.vault_id)),
+        ("environment", Doc::text(&who.environment)),
+        ("version", Doc::text(&who.version)),
+        ("address", Doc::text(&vault.target.address)),
+        ("started", Doc::time(who.started_us)),
+    ]);
+    let shape = doc.clone();
+    setting.write(|out| {
+        output::one(out, setting.style, shape, |out, _| {
+            super::describe::text(out, &doc, 0, setting.style.colour)
+        })
+    })
 }
 
 /// Makes an enrolment token.

@@ -12,13 +12,11 @@ use continuum_model::id::VaultId;
 use continuum_model::time::Timestamp;
 use continuum_model::world::{Clock, SystemClock};
 use continuum_proto::v1 as pb;
-use continuum_proto::v1::enrolment_server::{Enrolment, EnrolmentServer};
 use continuum_proto::v1::operator_server::{Operator, OperatorServer};
-use continuum_wire::ca::{self, Authority};
+use continuum_wire::ca::Authority;
 use continuum_wire::grpc;
 use continuum_wire::identity::{Identity, Role};
 use continuum_wire::tls::Credentials;
-use continuum_wire::token::Token;
 use pb::entity::Entity;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -78,8 +76,6 @@ pub struct FakeVault {
     vault: VaultId,
     stop: Option<CancellationToken>,
     pub address: String,
-    pub enrolment_address: String,
-    secret_hashes: Arc<Mutex<Vec<[u8; 32]>>>,
 }
 
 #[derive(Clone)]
@@ -113,17 +109,8 @@ impl FakeVault {
             changes: broadcast::channel(1024).0,
             run: Arc::default(),
         };
-        let mut fake = Self {
-            dir,
-            runtime: None,
-            shared,
-            authority,
-            vault,
-            stop: None,
-            address: String::new(),
-            enrolment_address: String::new(),
-            secret_hashes: Arc::default(),
-        };
+        let mut fake =
+            Self { dir, runtime: None, shared, authority, vault, stop: None, address: String::new() };
         fake.operator_files(&fake.dir.path().join("profile"), "owner", "ada");
         fake.up();
         fake
@@ -166,14 +153,8 @@ impl FakeVault {
             .enable_all()
             .build()
             .expect("threads");
-        let (listener, enrolment) = runtime.block_on(async {
-            (
-                TcpListener::bind("127.0.0.1:0").await.expect("a port"),
-                TcpListener::bind("127.0.0.1:0").await.expect("a port"),
-            )
-        });
+        let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).expect("a port");
         self.address = listener.local_addr().expect("an address").to_string();
-        self.enrolment_address = enrolment.local_addr().expect("an address").to_string();
         *self.shared.run.lock().unwrap_or_else(PoisonError::into_inner) = self.address.clone();
         let credentials = Credentials::open(&self.dir.path().join("vault")).expect("credentials");
         let acceptor = credentials.acceptor().expect("an acceptor");
@@ -188,41 +169,12 @@ impl FakeVault {
             }
         };
         runtime.spawn(serving);
-        let enrolling = Enroller {
-            authority: self.authority.clone(),
-            vault: self.vault,
-            address: self.address.clone(),
-            hashes: self.secret_hashes.clone(),
-        };
-        let acceptor = credentials.enrolment_acceptor();
-        let gate = stop.clone();
-        runtime.spawn(async move {
-            let incoming = grpc::incoming(enrolment, acceptor, gate.clone());
-            let server = tonic::transport::Server::builder()
-                .add_service(EnrolmentServer::new(enrolling))
-                .serve_with_incoming(incoming);
-            tokio::select! { _ = server => {}, () = gate.cancelled() => {} }
-        });
         (self.stop, self.runtime) = (Some(stop), Some(runtime));
         std::fs::write(
             self.dir.path().join("profile/profile.toml"),
             format!("address = \"{}\"\n", self.address),
         )
         .expect("a profile");
-    }
-
-    /// A one-use token.
-    pub fn token(&self) -> String {
-        let pem = self.authority.certificate_pem();
-        use rustls::pki_types::pem::PemObject;
-        let der = rustls::pki_types::CertificateDer::from_pem_slice(pem.as_bytes()).expect("a certificate");
-        let token = Token::make(
-            &self.enrolment_address,
-            ca::fingerprint(&der),
-            &mut continuum_model::world::SystemEntropy,
-        );
-        self.secret_hashes.lock().unwrap_or_else(PoisonError::into_inner).push(token.hash());
-        token.reveal().to_string()
     }
 
     /// Changes the world and tells every watcher.
@@ -403,6 +355,7 @@ impl Operator for Shared {
             vault_name: "test vault".into(),
             environment: "lab".into(),
             version: env!("CARGO_PKG_VERSION").into(),
+            may: vec!["test-failover".into()],
             run: self.run.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             ..Default::default()
         }))
@@ -415,41 +368,6 @@ impl Operator for Shared {
         let lifetime = i64::from(request.into_inner().lifetime_seconds);
         let expires_us = now().micros() + lifetime * 1_000_000;
         Ok(Response::new(pb::CreateTokenReply { token: "ct1.once".into(), expires_us }))
-    }
-}
-
-struct Enroller {
-    authority: Arc<Authority>,
-    vault: VaultId,
-    address: String,
-    hashes: Arc<Mutex<Vec<[u8; 32]>>>,
-}
-
-#[tonic::async_trait]
-impl Enrolment for Enroller {
-    async fn enroll(&self, request: Request<pb::EnrollRequest>) -> Result<Response<pb::EnrollReply>, Status> {
-        let request = request.into_inner();
-        let hash = Token::parse(&request.token).map(|token| token.hash());
-        let mut hashes = self.hashes.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = hash.ok().and_then(|hash| hashes.iter().position(|other| *other == hash));
-        let Some(at) = known else {
-            return Err(grpc::status_of(&Fault::new(
-                FaultClass::Refused,
-                "token.refused",
-                "this token is not accepted",
-            )));
-        };
-        hashes.remove(at);
-        let identity = Identity { vault: self.vault, role: Role::Operator, id: "operator:grace".into() };
-        let certificate_pem =
-            self.authority.issue(&request.csr_der, &identity, now()).expect("a certificate");
-        Ok(Response::new(pb::EnrollReply {
-            certificate_pem,
-            ca_pem: self.authority.certificate_pem().to_owned(),
-            vault_id: self.vault.to_string(),
-            id: "operator:grace".into(),
-            vault_address: self.address.clone(),
-        }))
     }
 }
 

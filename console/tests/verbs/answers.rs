@@ -302,6 +302,9 @@ fn every_verb_has_a_help_with_an_example() {
         else {
             continue;
         };
+        if verb == "help" {
+            continue;
+        }
         let help = run(&vault, &[verb, "--help"]);
         assert_eq!(help.code, 0);
         assert!(help.out.contains("Examples:") || help.out.contains("In a script:"), "{verb}: {}", help.out);

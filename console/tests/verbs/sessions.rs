@@ -1,4 +1,4 @@
-//! Profiles: made with a token or with given credentials, chosen, removed.
+//! Profiles: made, proven, chosen, removed.
 
 use crate::fake::{FakeVault, World};
 use crate::{Answer, command, finish};
@@ -12,21 +12,22 @@ fn ask(home: &Path, words: &[&str]) -> Answer {
     finish(command)
 }
 
+/// Logs in with credentials that the vault's owner made.
+fn login(home: &Path, vault: &FakeVault, name: &str) -> Answer {
+    let files = home.join(format!("credentials-{name}"));
+    vault.operator_files(&files, "operator", "grace");
+    let url = format!("https://{}", vault.address);
+    ask(home, &["login", &url, "--credentials", files.to_str().unwrap(), "--name", name, "-o", "json"])
+}
+
 #[test]
-fn a_token_becomes_a_profile_once() {
+fn credentials_become_a_profile() {
     let vault = FakeVault::start(World::default());
     let home = tempfile::tempdir().unwrap();
-    let token = vault.token();
-    std::fs::write(home.path().join("token"), format!("{token}\n")).unwrap();
-    let file = home.path().join("token");
-    let url = format!("https://{}", vault.address);
-    let login = ask(
-        home.path(),
-        &["login", &url, "--token-file", file.to_str().unwrap(), "--name", "berlin", "-o", "json"],
-    );
     assert_eq!(
-        login.json(),
-        json!({"profile": "berlin", "address": vault.address, "vault": "test vault", "operator": "grace", "role": "operator", "key": "file"})
+        login(home.path(), &vault, "berlin").json(),
+        json!({"profile": "berlin", "address": vault.address, "vault": "test vault", "operator": "grace",
+               "role": "operator", "key": "file"})
     );
     let key = home.path().join("config/profiles/berlin/key.pem");
     assert_eq!(std::fs::metadata(&key).unwrap().permissions().mode() & 0o777, 0o600);
@@ -36,15 +37,15 @@ fn a_token_becomes_a_profile_once() {
         json!([]),
         "it is in use at once"
     );
-    let again = ask(home.path(), &["login", "--token", &token, "--name", "again", "-o", "json"]);
-    assert_eq!((again.code, &again.fault()["code"]), (5, &json!("token.refused")));
-    let list = ask(home.path(), &["profiles", "-o", "json"]).json();
+    let who = ask(home.path(), &["whoami", "-o", "json"]).json();
     assert_eq!(
-        list,
-        json!([{"name": "berlin", "current": true, "address": vault.address, "key": "file", "error": null}]),
-        "nothing is left of the failed one"
+        (&who["name"], &who["role"], &who["may"]),
+        (&json!("grace"), &json!("operator"), &json!(["test-failover"]))
     );
-    assert_eq!(std::fs::read_dir(home.path().join("config/profiles")).unwrap().count(), 1);
+    let list = ask(home.path(), &["profiles", "-o", "json"]).json();
+    let expected =
+        json!([{"name": "berlin", "current": true, "address": vault.address, "key": "file", "error": null}]);
+    assert_eq!(list, expected);
     assert_eq!(ask(home.path(), &["logout"]).code, 0);
     assert!(!key.exists());
     assert_eq!(ask(home.path(), &["get", "machines"]).code, 4);
@@ -79,8 +80,7 @@ fn profiles_are_chosen_by_name_flag_and_environment() {
     let (one, two) = (FakeVault::start(World::default()), FakeVault::start(World::default()));
     let home = tempfile::tempdir().unwrap();
     for (vault, name) in [(&one, "one"), (&two, "two")] {
-        let token = vault.token();
-        assert_eq!(ask(home.path(), &["login", "--token", &token, "--name", name]).code, 0);
+        assert_eq!(login(home.path(), vault, name).code, 0);
     }
     let address = |words: &[&str], environment: &[(&str, &str)]| {
         let mut command = command(home.path());

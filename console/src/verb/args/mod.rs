@@ -33,7 +33,6 @@ Exit codes:
     name = "continuum",
     version,
     max_term_width = 100,
-    disable_help_subcommand = true,
     subcommand_help_heading = "Verbs",
     arg_required_else_help = false,
     after_help = EXIT_CODES,
@@ -207,13 +206,17 @@ Examples:
   continuum inspect journal/00000007 -o wide        every frame
   continuum inspect FILE -o json")]
     Inspect(Inspect),
-    /// Make a profile for a vault and its credentials
+    /// Tell who we are at the vault, and what we may do there
+    #[command(after_help = "Examples:\n  continuum whoami\n  continuum whoami -o json")]
+    Whoami,
+    /// Make a profile for a vault, with the credentials that its owner made for you
     #[command(after_help = "\
-An owner of the vault makes the credentials, or a one-use token with which this machine makes its own key.
+The credentials are tried before anything older gives way to them. The key goes into this desktop's
+keyring where there is one, else into a file that only you can read.
 
 Examples:
   continuum login https://vault.example:443 --credentials ./from-the-owner
-  continuum login --token-file ./token --name berlin")]
+  continuum login 10.0.0.5:4443 --credentials ./from-the-owner --name berlin")]
     Login(Login),
     /// List the profiles, or choose one
     #[command(after_help = "Examples:\n  continuum profiles\n  continuum profiles use berlin")]

@@ -44,19 +44,12 @@ pub struct TokenArgs {
 
 /// `login`
 #[derive(Debug, Args)]
-#[command(group = clap::ArgGroup::new("by").required(true).args(["token", "token_file", "credentials"]))]
 pub struct Login {
-    /// Where the vault is: https://HOST:PORT or HOST:PORT; a token knows it
-    pub url: Option<String>,
-    /// The one-use token (others may see it in the list of processes: prefer --token-file)
-    #[arg(long)]
-    pub token: Option<String>,
-    /// A file with the one-use token; `-` is standard input
-    #[arg(long, value_name = "FILE")]
-    pub token_file: Option<PathBuf>,
-    /// A directory with ca.pem, certificate.pem and key.pem made for this operator
-    #[arg(long, value_name = "DIR", requires = "url")]
-    pub credentials: Option<PathBuf>,
+    /// Where the vault is: https://HOST:PORT or HOST:PORT
+    pub url: String,
+    /// A directory with ca.pem, certificate.pem and key.pem (0600), made for this operator
+    #[arg(long, value_name = "DIR")]
+    pub credentials: PathBuf,
     /// What to call the profile; else the vault's host name
     #[arg(long)]
     pub name: Option<String>,
