@@ -36,6 +36,8 @@ pub(crate) struct Hub {
 struct Inner {
     sequence: u64,
     present: BTreeMap<(i32, String), Arc<pb::Entity>>,
+    /// How many of each kind are present.
+    counts: BTreeMap<i32, usize>,
     ring: VecDeque<(u64, Arc<pb::Entity>)>,
 }
 
@@ -54,7 +56,9 @@ impl Hub {
         if inner.present.get(&(kind as i32, key.clone())).is_some_and(|known| **known == *entity) {
             return;
         }
-        inner.present.insert((kind as i32, key), entity.clone());
+        if inner.present.insert((kind as i32, key), entity.clone()).is_none() {
+            *inner.counts.entry(kind as i32).or_default() += 1;
+        }
         inner.push(entity);
         let most = match kind {
             pb::Kind::Event => EVENTS,
@@ -107,11 +111,12 @@ impl Inner {
     fn keep_newest(&mut self, kind: pb::Kind, most: usize) {
         let kind = kind as i32;
         let range = (kind, String::new())..(kind + 1, String::new());
-        while self.present.range(range.clone()).count() > most {
+        while self.counts.get(&kind).is_some_and(|count| *count > most) {
             let Some(oldest) = self.present.range(range.clone()).next().map(|(key, _)| key.clone()) else {
                 return;
             };
             self.present.remove(&oldest);
+            self.counts.entry(kind).and_modify(|count| *count -= 1);
         }
     }
 }

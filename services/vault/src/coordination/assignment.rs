@@ -82,8 +82,10 @@ fn process_server(estate: &Estate, server: ServerId) -> pb::ProcessServerAssignm
 fn master_target(estate: &Estate, server: ServerId) -> pb::MasterTargetAssignment {
     let replicas = estate.machines.values().filter_map(|entry| {
         let protection = entry.row.protection.as_ref()?;
-        // Nothing to keep before the first epoch was issued.
-        if protection.master_target != server || entry.row.epoch == 0 {
+        // Nothing to keep before the first epoch was issued; and what is about to be removed must not be
+        // opened again by a target that restarts in between. A machine that runs on it is brought down first.
+        let leaving = protection.state == ProtectionState::Disabling && protection.failed_over.is_none();
+        if protection.master_target != server || entry.row.epoch == 0 || leaving {
             return None;
         }
         Some(pb::Replica {

@@ -68,7 +68,10 @@ pub(crate) async fn drive(core: &Arc<Core>, id: JobId) -> Result<(), StoreError>
                 return Ok(());
             }
             JobState::Undoing => undo_one(core, job, kind).await?,
-            JobState::Queued | JobState::Running | JobState::Waiting if job.cancel => {
+            // After the last step a cancel comes too late: what was done stands, in the rows, too.
+            JobState::Queued | JobState::Running | JobState::Waiting
+                if job.cancel && next_step(&job).is_some() =>
+            {
                 turn_back(core, job.id, None).await?;
             }
             JobState::Queued | JobState::Running | JobState::Waiting => do_one(core, job, kind).await?,
@@ -87,12 +90,16 @@ fn kind_of(job: &JobRow) -> Result<JobKind, StoreError> {
     Ok(kind)
 }
 
+/// The first step that is not done.
+fn next_step(job: &JobRow) -> Option<usize> {
+    job.steps.iter().position(|step| {
+        !matches!(step.state, StepState::Succeeded | StepState::Warnings | StepState::Skipped)
+    })
+}
+
 /// Does the next step, or ends the job.
 async fn do_one(core: &Arc<Core>, job: JobRow, kind: JobKind) -> Result<(), StoreError> {
-    let next = job.steps.iter().position(|step| {
-        !matches!(step.state, StepState::Succeeded | StepState::Warnings | StepState::Skipped)
-    });
-    let Some(place) = next else {
+    let Some(place) = next_step(&job) else {
         let state = if job.facts.warned { JobState::Warnings } else { JobState::Succeeded };
         return end(core, job.id, state, Vec::new()).await;
     };
@@ -169,14 +176,17 @@ async fn turn_back(core: &Arc<Core>, id: JobId, fault: Option<Fault>) -> Result<
     let kind = kind_of(&job)?;
     let undoes = job.cancel || (kind.undoes() && !job.params.keep_on_failure);
     if undoes {
-        update(core, id, |job, _| {
-            job.state = JobState::Undoing;
-            if fault.is_some() {
-                job.fault = fault;
-            }
-        })
-        .await?;
-        return Ok(());
+        let mut tx = core.store.begin().await?;
+        let Some(mut job) = tx.job(id).await? else { return Ok(()) };
+        if let Some(machine) = job.machine {
+            make_if_legal(core, &mut tx, machine, plan::turns_back(kind, job.cancel), &job).await?;
+        }
+        job.state = JobState::Undoing;
+        if fault.is_some() {
+            job.fault = fault;
+        }
+        tx.save_job(job).await?;
+        return core.commit(tx).await;
     }
     let reason = fault.as_ref().map(|fault| fault.message.clone()).unwrap_or_default();
     let leaves = plan::leaves(kind, &job, &reason, false);
@@ -268,12 +278,7 @@ async fn end_with(
     let mut tx = core.store.begin().await?;
     let Some(mut job) = tx.job(id).await? else { return Ok(()) };
     if let Some(machine) = job.machine {
-        match writes::make(core, &mut tx, machine, leaves, &job.by).await {
-            Ok(()) => {}
-            Err(Refused::Store(error)) => return Err(error),
-            // The machine was changed meanwhile: the job ends all the same.
-            Err(Refused::Illegal(fault)) => tracing::warn!(job = %id, "left as it is: {}", fault.message),
-        }
+        make_if_legal(core, &mut tx, machine, leaves, &job).await?;
     }
     let now = core.world.now();
     for step in job.steps.iter_mut().filter(|step| step.state == StepState::Running) {
@@ -299,4 +304,23 @@ async fn end_with(
     core.commit(tx).await?;
     tracing::info!(job = %job.id, kind = job.kind, state = state.name(), "job ended");
     Ok(())
+}
+
+/// Makes changes that a job leaves behind. The machine may have been changed meanwhile: the job ends all
+/// the same.
+async fn make_if_legal(
+    core: &Arc<Core>,
+    tx: &mut crate::store::Tx,
+    machine: continuum_model::id::MachineId,
+    changes: Vec<plan::Write>,
+    job: &JobRow,
+) -> Result<(), StoreError> {
+    match writes::make(core, tx, machine, changes, &job.by).await {
+        Ok(()) => Ok(()),
+        Err(Refused::Store(error)) => Err(error),
+        Err(Refused::Illegal(fault)) => {
+            tracing::warn!(job = %job.id, "left as it is: {}", fault.message);
+            Ok(())
+        }
+    }
 }

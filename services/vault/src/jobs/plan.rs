@@ -111,6 +111,8 @@ pub(crate) enum Write {
     Test(TestState),
     TestRun(Option<Box<BroughtUp>>),
     FailedOver(Box<BroughtUp>),
+    /// What ran at the recovery site was stopped and removed.
+    BroughtDown,
     /// How a drill ended.
     Drill {
         passed: bool,
@@ -352,6 +354,18 @@ pub(crate) fn possible(kind: JobKind, row: &MachineRow) -> Result<(), Fault> {
             ),
         },
         JobKind::RetryNow | JobKind::Pin | JobKind::Acknowledge | JobKind::SetPolicy => Ok(()),
+    }
+}
+
+/// What turning back brings with it before anything is undone.
+pub(crate) fn turns_back(kind: JobKind, cancelled: bool) -> Vec<Write> {
+    match kind {
+        // On its way out: nobody is told to keep the replica while it is being removed.
+        JobKind::Protect if cancelled => vec![
+            Write::MoveIfLegal(Event::EnableFailed { reason: "cancelled by an operator".into() }),
+            Write::MoveIfLegal(Event::Disable),
+        ],
+        _ => Vec::new(),
     }
 }
 

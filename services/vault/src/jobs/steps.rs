@@ -110,7 +110,8 @@ pub(crate) async fn act(ctx: &mut Ctx<'_>) -> Result<Done, Fault> {
 /// Whether a step of this kind leaves something in the world that must be taken back.
 pub(crate) const fn has_undo(kind: JobKind, step: Step) -> bool {
     match kind {
-        JobKind::Protect => matches!(step, Step::Relate),
+        // From its epoch on the target is told to keep a replica.
+        JobKind::Protect => matches!(step, Step::NewEpoch),
         JobKind::TestFailover | JobKind::Failover => matches!(step, Step::OpenView | Step::StartGuest),
         _ => false,
     }
@@ -121,7 +122,7 @@ pub(crate) async fn undo(ctx: &mut Ctx<'_>, kind: JobKind) -> Result<(), Fault> 
     match ctx.step {
         Step::OpenView => ctx.close_view().await.map(drop),
         Step::StartGuest => ctx.stop_guest().await.map(drop),
-        Step::Relate if kind == JobKind::Protect => ctx.remove_replica().await.map(drop),
+        Step::NewEpoch if kind == JobKind::Protect => ctx.remove_replica().await.map(drop),
         _ => Ok(()),
     }
 }
@@ -295,7 +296,7 @@ impl<'a> Ctx<'a> {
         )
         .await?;
         self.ask(protection.master_target, "/view", Act::CloseView(pb::CloseView { view_id }), QUICK).await?;
-        Ok(Done::said("the machine at the recovery site was stopped"))
+        Ok(Done::said("the machine at the recovery site was stopped").with(vec![Write::BroughtDown]))
     }
 
     async fn remove_replica(&mut self) -> Result<Done, Fault> {
@@ -305,8 +306,7 @@ impl<'a> Ctx<'a> {
             return Ok(Done::said("kept, as ordered"));
         }
         let act = Act::RemoveReplica(pb::RemoveReplica { machine_id: row.id.to_string() });
-        let part = if self.job.cancel { "/undo" } else { "" };
-        let answer = self.ask(protection.master_target, part, act, SLOW).await?;
+        let answer = self.ask(protection.master_target, self.undoing(), act, SLOW).await?;
         let detail = said(&answer, "the replica was removed");
         self.facts.note = format!("removed: {detail}");
         Ok(Done::said(detail))

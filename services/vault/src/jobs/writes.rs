@@ -85,6 +85,7 @@ pub(crate) async fn make(
             Write::Fenced(fenced) => protect(&mut row)?.fenced = fenced,
             Write::Test(state) => protect(&mut row)?.test = state,
             Write::TestRun(run) => protect(&mut row)?.test_run = run.map(|run| *run),
+            Write::BroughtDown => protect(&mut row)?.failed_over = None,
             Write::FailedOver(run) => protect(&mut row)?.failed_over = Some(*run),
         }
     }

@@ -41,6 +41,19 @@ pub(crate) async fn give(
     by: &Operator,
     request: pb::OrderRequest,
 ) -> Result<(JobId, bool), Fault> {
+    let (job, repeated) = record(core, by, request).await?;
+    if !repeated && core.estate().jobs.get(&job).is_some_and(|entry| entry.row.state == JobState::Queued) {
+        engine::begin(core, job);
+    }
+    Ok((job, repeated))
+}
+
+/// Makes the order durable; nothing has begun yet.
+pub(crate) async fn record(
+    core: &Arc<Core>,
+    by: &Operator,
+    request: pb::OrderRequest,
+) -> Result<(JobId, bool), Fault> {
     if request.key.is_empty() || request.key.len() > KEY_BYTES_MAX {
         return Err(usage(
             "order.key",
@@ -299,8 +312,6 @@ async fn begin(
     core.commit(tx).await?;
     if at_once {
         after(core, order, row.as_ref());
-    } else {
-        engine::begin(core, job.id);
     }
     Ok((job.id, false))
 }
@@ -630,7 +641,6 @@ async fn retry(core: &Arc<Core>, by: &Operator, job: &str) -> Result<JobId, Faul
     .await?;
     tx.save_job(job).await?;
     core.commit(tx).await?;
-    engine::begin(core, id);
     Ok(id)
 }
 

@@ -159,8 +159,13 @@ impl Tx {
         Ok(job)
     }
 
+    /// Writes the steps that differ from what is stored: mostly one of many.
     async fn save_steps(&mut self, job: &JobRow) -> Result<(), StoreError> {
+        let stored = steps(&mut self.inner, job.id).await?;
         for (place, step) in job.steps.iter().enumerate() {
+            if stored.get(place) == Some(step) {
+                continue;
+            }
             sqlx::query(
                 "INSERT INTO step (job, place, name, state, started_us, ended_us, detail) VALUES ($1, $2, $3, $4, $5, $6, $7) \
                  ON CONFLICT (job, place) DO UPDATE SET state = excluded.state, started_us = excluded.started_us, \
@@ -232,14 +237,18 @@ async fn one(connection: &mut AnyConnection, id: JobId) -> Result<Option<JobRow>
     else {
         return Ok(None);
     };
-    let steps = sqlx::query(
+    let steps = steps(connection, id).await?;
+    job(&row, steps).map(Some)
+}
+
+async fn steps(connection: &mut AnyConnection, job: JobId) -> Result<Vec<StepRow>, StoreError> {
+    let rows = sqlx::query(
         "SELECT name, state, started_us, ended_us, detail FROM step WHERE job = $1 ORDER BY place",
     )
-    .bind(id.to_string())
-    .fetch_all(&mut *connection)
+    .bind(job.to_string())
+    .fetch_all(connection)
     .await?;
-    let steps = steps.iter().map(step).collect::<Result<_, _>>()?;
-    job(&row, steps).map(Some)
+    rows.iter().map(step).collect()
 }
 
 fn job(row: &AnyRow, steps: Vec<StepRow>) -> Result<JobRow, StoreError> {
