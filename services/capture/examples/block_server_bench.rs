@@ -12,7 +12,7 @@ mod common;
 use common::{Client, Endpoint, WRITE};
 use continuum_capture::block_server::{BlockServer, Listen, PlainDisk};
 use continuum_capture::nbd::Server;
-use continuum_capture::source::{Source, SourceConfig, SourceSpec, Timing};
+use continuum_capture::source::{Source, SourceConfig, SourceSpec};
 use continuum_capture::{FileDisk, Next, ReplicaState};
 use continuum_model::id::{DiskId, MachineId};
 use continuum_model::time::Timestamp;
@@ -151,7 +151,6 @@ fn main() {
             id: DiskId::from_bytes([1; 16]),
             disk: Box::new(disk(&path("split-disk"))),
         }],
-        timing: Timing::default(),
     };
     let source = Arc::new(
         Source::open(config, Arc::new(SystemClock::default()), &mut SystemEntropy).expect("a source"),

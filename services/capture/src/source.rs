@@ -46,8 +46,6 @@ pub struct SourceConfig {
     pub dir: PathBuf,
     /// The disks; their place in this list is their number in frames, now and ever.
     pub disks: Vec<SourceSpec>,
-    /// Intervals.
-    pub timing: Timing,
 }
 
 /// One disk of a source.
@@ -183,7 +181,17 @@ impl Source {
         clock: Arc<dyn Clock>,
         entropy: &mut dyn Entropy,
     ) -> Result<Self, SourceError> {
-        let SourceConfig { machine, dir, disks, timing } = config;
+        Self::open_with(config, Timing::default(), clock, entropy)
+    }
+
+    /// The same with other intervals.
+    pub fn open_with(
+        config: SourceConfig,
+        timing: Timing,
+        clock: Arc<dyn Clock>,
+        entropy: &mut dyn Entropy,
+    ) -> Result<Self, SourceError> {
+        let SourceConfig { machine, dir, disks } = config;
         let state = |source| SourceError::State { dir: dir.clone(), source };
         std::fs::create_dir_all(&dir).map_err(state)?;
         let lock = lock(&dir)?;
@@ -305,7 +313,7 @@ impl Source {
         Ok(self.shared.with_feed(|feed| feed.acknowledge(number, self.shared.clock.wall()))?)
     }
 
-    /// Ships nothing until [`Source::resume`]; the map goes on.
+    /// Ships nothing until [`Source::resume`] or the next [`Source::connect`]; the map goes on.
     pub fn pause(&self, reason: &str) {
         self.shared.with_feed(|feed| feed.pause(reason));
     }
@@ -351,11 +359,9 @@ impl Source {
     /// overwritten meanwhile than can be remembered.
     pub fn digest_at_barrier(
         &self,
-        kind: BarrierKind,
-        name: &str,
         point: PointId,
     ) -> Result<(Sequence, Timestamp, Vec<Digest>), SourceError> {
-        self.shared.digest(|| self.barrier(kind, name, point))
+        self.shared.digest(|| self.barrier(BarrierKind::Crash, "verify", point))
     }
 
     /// How it is.

@@ -7,7 +7,7 @@ use common::scratch;
 use continuum_capture::FileDisk;
 use continuum_capture::block_server::{BlockServer, Listen, PlainDisk};
 use continuum_capture::nbd::Server;
-use continuum_capture::source::{Source, SourceConfig, SourceSpec, Timing};
+use continuum_capture::source::{Source, SourceConfig, SourceSpec};
 use continuum_model::id::{DiskId, MachineId};
 use continuum_model::world::{SystemClock, SystemEntropy};
 use std::path::Path;
@@ -43,12 +43,7 @@ fn machine(dir: &Path) -> BlockServer {
             disk: Box::new(FileDisk::open_or_create(&dir.join(name), SIZE).unwrap()),
         })
         .collect();
-    let config = SourceConfig {
-        machine: MachineId::from_bytes([7; 16]),
-        dir: dir.join("state"),
-        disks,
-        timing: Timing::default(),
-    };
+    let config = SourceConfig { machine: MachineId::from_bytes([7; 16]), dir: dir.join("state"), disks };
     let source = Source::open(config, Arc::new(SystemClock::default()), &mut SystemEntropy).unwrap();
     let listen = Listen::Unix(dir.join("nbd"));
     BlockServer::start(Arc::new(source), &listen, &["disk a", "disk-b"]).unwrap()

@@ -38,7 +38,7 @@ pub enum Connected {
         /// Bytes of regions to be injected.
         stale_bytes: u64,
     },
-    /// Nothing is sent now, but the stream stays good: paused, or too much waits already.
+    /// Too much waits already: first that is sent, then what only the map knows is injected.
     Waiting {
         /// Why.
         reason: String,
@@ -78,6 +78,7 @@ impl Feed {
             return Err(Halted { reason: reason.clone() });
         }
         let held: Link = (replica.number, replica.digest);
+        self.paused = None;
         self.events.frames = true;
         if self.goes_on(held, epoch) {
             self.queue.start_at(held);

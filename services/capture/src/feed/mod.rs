@@ -35,7 +35,7 @@ use crate::map::ChangeMap;
 use crate::progress::{Progress, ProgressStore};
 use crate::staging::{Found, Stage};
 use continuum_model::feed::frame::PAYLOAD_BYTES_MAX;
-use continuum_model::feed::{Barrier, Change, Envelope, FrameBuilder, Identity, Record};
+use continuum_model::feed::{Barrier, Change, Codec, Envelope, FrameBuilder, Identity, Record};
 use continuum_model::health::Mode;
 use continuum_model::id::MachineId;
 use continuum_model::time::Timestamp;
@@ -382,7 +382,8 @@ impl Feed {
         self.last_digest = frame.head.digest;
         self.next_number = self.next_number.next();
         let regions = std::mem::take(&mut self.builder_regions);
-        self.queue.push(Envelope::plain(&frame), regions);
+        let envelope = Envelope { head: frame.head, codec: Codec::Plain, stored: frame.payload };
+        self.queue.push(envelope, regions);
         self.events.frames = true;
         self.events.stage |= self.queue.wants_staging();
         if let Some(why) = self.queue.is_full() {
@@ -426,7 +427,7 @@ impl Feed {
         }
     }
 
-    /// Ships nothing until [`Feed::resume`]; the map goes on.
+    /// Ships nothing until [`Feed::resume`] or the next stream; the map goes on.
     pub fn pause(&mut self, reason: &str) {
         self.only_map(reason);
         self.reason = reason.to_owned();

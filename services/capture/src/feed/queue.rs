@@ -194,7 +194,7 @@ impl Queue {
         }
         let queued = self.frames.pop_front()?;
         self.bytes -= queued.bytes;
-        match queued.body {
+        match &queued.body {
             Body::Memory(_) => self.memory_bytes -= queued.bytes,
             Body::Staged(_) => self.staged -= 1,
         }
@@ -275,6 +275,11 @@ impl Feed {
         let mut changed = false;
         while let Some(queued) = self.queue.pop_acknowledged(number) {
             changed = true;
+            if let Body::Memory(envelope) = queued.body
+                && let Some(envelope) = Arc::into_inner(envelope)
+            {
+                self.builder.recycle(envelope.stored);
+            }
             for (disk, region) in queued.regions {
                 if self.in_flight.get(&(disk, region)) == Some(&queued.link.0) {
                     self.in_flight.remove(&(disk, region));
