@@ -174,6 +174,14 @@ impl Core {
                 News::Job(row) => {
                     touched.extend(row.machine);
                     let id = row.id;
+                    if let Some(machine) = row.machine {
+                        let open = estate.under_way.entry(machine).or_default();
+                        if row.state.is_over() {
+                            open.remove(&id);
+                        } else {
+                            open.insert(id);
+                        }
+                    }
                     match estate.jobs.get_mut(&id) {
                         Some(entry) => {
                             entry.progress = None;

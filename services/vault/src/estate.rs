@@ -11,7 +11,7 @@ use continuum_model::health::{Health, Symptom};
 use continuum_model::id::{AlertId, JobId, MachineId, PolicyId, ServerId, SiteId};
 use continuum_model::time::Timestamp;
 use continuum_proto::v1 as pb;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Everything known now.
 #[derive(Default)]
@@ -21,6 +21,8 @@ pub(crate) struct Estate {
     pub(crate) servers: BTreeMap<ServerId, ServerEntry>,
     pub(crate) machines: BTreeMap<MachineId, MachineEntry>,
     pub(crate) jobs: BTreeMap<JobId, JobEntry>,
+    /// Those of them that are not over, by machine.
+    pub(crate) under_way: BTreeMap<MachineId, BTreeSet<JobId>>,
     pub(crate) alerts: BTreeMap<AlertId, AlertRow>,
 }
 
@@ -108,6 +110,16 @@ impl Estate {
             .values()
             .find(|entry| entry.row.name == text)
             .or_else(|| text.parse().ok().and_then(|id: MachineId| self.machines.get(&id)))
+    }
+
+    /// The jobs of a machine that are not over.
+    pub(crate) fn jobs_of(&self, machine: MachineId) -> impl Iterator<Item = &JobRow> {
+        self.under_way
+            .get(&machine)
+            .into_iter()
+            .flatten()
+            .filter_map(|id| self.jobs.get(id))
+            .map(|entry| &entry.row)
     }
 
     /// Whether a server has a session.

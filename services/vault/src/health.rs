@@ -56,8 +56,15 @@ fn measure(core: &Core) -> (Vec<MachineId>, Vec<ServerId>) {
     let now = core.world.now();
     let mut estate = core.estate();
     let machines: Vec<MachineId> = estate.machines.keys().copied().collect();
+    let mut told = Vec::new();
     for id in &machines {
         let Some(entry) = estate.machines.get(id) else { continue };
+        // A machine that nobody protects and whose agent is away has nothing new to tell.
+        let quiet = entry.row.protection.is_none() && !estate.connected(agent_of(*id)) && !entry.live.twice;
+        if quiet && entry.live.symptoms.is_empty() {
+            continue;
+        }
+        told.push(*id);
         let symptoms = machine_symptoms(core, &estate, entry, now);
         let health = health_of(entry, &symptoms);
         let state = entry.row.protection.as_ref().map(|protection| &protection.state);
@@ -79,7 +86,7 @@ fn measure(core: &Core) -> (Vec<MachineId>, Vec<ServerId>) {
             entry.live.symptoms = symptoms;
         }
     }
-    (machines, servers)
+    (told, servers)
 }
 
 fn symptom(code: &str, severity: Health, text: String, remedy: &str) -> Symptom {
@@ -166,7 +173,7 @@ fn machine_symptoms(core: &Core, estate: &Estate, entry: &MachineEntry, now: Tim
     away(core, estate, protection.process_server, "process-server", &mut found, now);
     away(core, estate, protection.master_target, "target", &mut found, now);
     if matches!(protection.state, ProtectionState::Protected { .. }) {
-        rpo_symptoms(estate, entry, &protection.policy, now, &mut found);
+        rpo_symptoms(estate, entry, &protection.policy, (now, core.about.started), &mut found);
     }
     if let Some((agent, _)) = live.agent.as_ref().filter(|_| estate.connected(agent_of(entry.row.id))) {
         let protected = matches!(protection.state, ProtectionState::Protected { .. });
@@ -230,15 +237,15 @@ fn rpo_symptoms(
     estate: &Estate,
     entry: &MachineEntry,
     policy: &continuum_model::id::PolicyId,
-    now: Timestamp,
+    (now, started): (Timestamp, Timestamp),
     found: &mut Vec<Symptom>,
 ) {
     let Some(threshold) = estate.policies.get(policy).map(|policy| policy.policy.rpo_threshold_seconds)
     else {
         return;
     };
-    let since = entry.row.protection.as_ref().map_or(now, |protection| protection.since);
     // Before the first report after a start nothing is known; that is said once it has lasted.
+    let since = entry.row.protection.as_ref().map_or(now, |protection| protection.since).max(started);
     let age = project::rpo(entry, now).unwrap_or_else(|| now.since(since).as_secs_f64());
     if age > threshold as f64 {
         found.push(symptom(

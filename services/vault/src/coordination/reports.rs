@@ -362,6 +362,11 @@ async fn master_target(
 /// How often points that the target dropped are forgotten here, too.
 pub(crate) const FORGET_EVERY: std::time::Duration = std::time::Duration::from_secs(60);
 
+/// Events and cleared alerts are kept this long; the audit log has what must be known for ever.
+const NEWS_KEPT: std::time::Duration = std::time::Duration::from_secs(90 * 24 * 3600);
+/// A key is remembered this long; nobody repeats an order after that.
+const KEYS_KEPT: std::time::Duration = std::time::Duration::from_secs(7 * 24 * 3600);
+
 /// Forgets points older than what can be brought up, and stores when servers were last seen.
 pub(crate) async fn tidy(core: &Arc<Core>) -> Result<(), StoreError> {
     let (oldest, servers): (Vec<(MachineId, Timestamp)>, Vec<ServerRow>) = {
@@ -384,5 +389,6 @@ pub(crate) async fn tidy(core: &Arc<Core>) -> Result<(), StoreError> {
     for row in servers {
         tx.save_server(row).await?;
     }
+    tx.forget_news(core.world.now().minus(NEWS_KEPT), core.world.now().minus(KEYS_KEPT)).await?;
     core.commit(tx).await
 }

@@ -395,12 +395,8 @@ pub(crate) fn leaves(kind: JobKind, job: &JobRow, reason: &str, clean: bool) -> 
 
 /// The orders that are possible now, as the operator API names them.
 pub(crate) fn orders(entry: &MachineEntry, estate: &Estate) -> Vec<&'static str> {
-    let under_way: Vec<JobKind> = estate
-        .jobs
-        .values()
-        .filter(|job| job.row.machine == Some(entry.row.id) && !job.row.state.is_over())
-        .filter_map(|job| JobKind::named(&job.row.kind))
-        .collect();
+    let under_way: Vec<JobKind> =
+        estate.jobs_of(entry.row.id).filter_map(|job| JobKind::named(&job.kind)).collect();
     let protected = entry.row.protection.is_some();
     JobKind::ALL
         .into_iter()

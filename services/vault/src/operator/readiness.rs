@@ -167,11 +167,9 @@ fn state_checks(kind: JobKind, entry: &MachineEntry, estate: &Estate, checks: &m
         Ok(()) => check("state", "ok", state, ""),
         Err(fault) => check("state", "failed", &fault.message, &fault.remedy),
     });
-    let under_way = estate.jobs.values().map(|job| &job.row).find(|job| {
-        job.machine == Some(entry.row.id)
-            && !job.state.is_over()
-            && JobKind::named(&job.kind).is_some_and(|other| kind.conflicts(other))
-    });
+    let under_way = estate
+        .jobs_of(entry.row.id)
+        .find(|job| JobKind::named(&job.kind).is_some_and(|other| kind.conflicts(other)));
     checks.push(match under_way {
         Some(job) => check(
             "jobs",

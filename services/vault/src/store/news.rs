@@ -97,6 +97,21 @@ impl Tx {
     }
 }
 
+impl Tx {
+    /// Forgets events and cleared alerts before one moment, and idempotency keys and tokens before another.
+    pub(crate) async fn forget_news(&mut self, news: Timestamp, keys: Timestamp) -> Result<(), StoreError> {
+        for (sql, before) in [
+            ("DELETE FROM event WHERE time_us < $1", news),
+            ("DELETE FROM alert WHERE cleared_us < $1", news),
+            ("DELETE FROM order_key WHERE made_us < $1", keys),
+            ("DELETE FROM token WHERE expires_us < $1", keys),
+        ] {
+            sqlx::query(sql).bind(before.micros()).execute(&mut *self.inner).await?;
+        }
+        Ok(())
+    }
+}
+
 impl Store {
     /// The newest events, oldest first.
     pub(crate) async fn events(&self, most: u32) -> Result<Vec<EventRow>, StoreError> {
