@@ -187,12 +187,10 @@ impl Lane {
                 }
             })
             .await?;
-        Ok(written.map_err(|(error, envelope)| {
-            if self.gauge.disk_failed() {
-                tracing::warn!(machine = %self.machine, %error, "the spool's disk takes nothing: frames wait in memory, and agents stage");
-            }
-            envelope
-        }))
+        if self.gauge.disk(written.as_ref().map_err(|(error, _)| error).copied()) {
+            tracing::warn!(machine = %self.machine, takes_frames = written.is_ok(), "the spool's disk changed its mind");
+        }
+        Ok(written.map_err(|(_, envelope)| envelope))
     }
 
     async fn pack(&self, out: mpsc::Sender<Envelope>) -> Result<(), Fault> {

@@ -118,9 +118,24 @@ impl Gauge {
     fn ended(&self, fault: &Fault) {
         *self.fault.lock().unwrap_or_else(PoisonError::into_inner) = Some(fault.clone());
     }
-    /// Whether this is the first time that the disk failed this stream.
-    pub fn disk_failed(&self) -> bool {
-        !self.disk_failed.swap(true, Ordering::Relaxed)
+    /// The spool's disk took nothing (`Err`), or takes frames again. Says whether that is news.
+    pub fn disk(&self, taken: Result<(), &std::io::Error>) -> bool {
+        let was_failing = self.disk_failed.swap(taken.is_err(), Ordering::Relaxed);
+        match taken {
+            Ok(()) if was_failing => self.well(),
+            Err(error) if !was_failing => self.ended(
+                &Fault::new(
+                    FaultClass::Failed,
+                    "spool.disk",
+                    format!("the spool's disk takes nothing: {error}"),
+                )
+                .affects("the reserve for a slow link: frames wait in memory only, then at the source")
+                .spares("all data, and replication as fast as the link is")
+                .remedy("free space on the process server, or mend its disk"),
+            ),
+            Ok(()) | Err(_) => return false,
+        }
+        true
     }
 }
 
