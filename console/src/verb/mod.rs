@@ -3,7 +3,7 @@
 //! - [`args`]: the command line and its help
 //! - [`get`], [`columns`], [`describe`]: what there is
 //! - [`order`], [`consent`], [`follow`], [`progress`]: what is to be done, agreed to, and watched
-//! - [`inspect`]: what a replication file holds
+//! - [`inspect`]: what a replication file holds; [`lab`]: an installation on this machine
 //! - [`doctor`], [`session`], [`manual`]: this machine, its profiles, its documentation
 //! - [`contract`], [`output`]: the shape of answers
 //! - [`fault`]: the shape of errors
@@ -21,6 +21,7 @@ pub mod fault;
 pub mod follow;
 pub mod get;
 pub mod inspect;
+pub mod lab;
 pub mod manual;
 pub mod order;
 pub mod output;
@@ -105,6 +106,9 @@ pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return fault::usage(&error, &words),
     };
+    if let Some(Verb::Role { words }) = &cli.verb {
+        return continuum_daemon::role::main(words);
+    }
     let setting = Setting::of(&cli.common);
     match run(&setting, cli.verb) {
         Ok(()) => ExitCode::SUCCESS,
@@ -147,6 +151,7 @@ async fn ask(setting: &Setting, verb: Verb) -> Result<(), Fault> {
         Verb::Readiness(readiness) => describe::readiness(setting, &readiness).await,
         Verb::Doctor => doctor::run(setting).await,
         Verb::Login(login) => session::login(setting, &login).await,
+        Verb::Lab(lab) => lab::run(setting, &lab).await,
         Verb::Whoami => session::whoami(setting).await,
         Verb::Token(token) => session::token(setting, &token).await,
         Verb::Wait(wait) => order::wait(setting, &wait).await,
@@ -207,10 +212,13 @@ async fn ask(setting: &Setting, verb: Verb) -> Result<(), Fault> {
             let order = pb::FailoverOrder { kind: "unplanned".into(), point: point.clone() };
             order::give(setting, &o.machine, Order::Failover(order), &o.wait, Some(danger)).await
         }
-        // Handled before the runtime was made.
-        Verb::Completions { .. } | Verb::Man | Verb::Inspect(_) | Verb::Profiles(_) | Verb::Logout(_) => {
-            Ok(())
-        }
+        // Handled before the runtime was made; a role makes its own.
+        Verb::Completions { .. }
+        | Verb::Man
+        | Verb::Inspect(_)
+        | Verb::Role { .. }
+        | Verb::Profiles(_)
+        | Verb::Logout(_) => Ok(()),
     }
 }
 

@@ -4,6 +4,7 @@
 //! until the machine restarts, and the boot's id makes them unique for good. Whoever is about to signal a
 //! process opens it first, compares, and signals what was opened.
 
+use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 use std::io::{self, Write};
@@ -113,6 +114,19 @@ impl ProcessRecord {
         self.signal(Signal::KILL)?;
         self.wait(Duration::from_secs(10))
     }
+}
+
+/// Calls `act` when whoever holds an exclusive lock on `holder` gives it up. The kernel does that for a
+/// killed process, too: this is how a process does not outlive the one it belongs to.
+pub fn when_released(holder: &Path, act: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    let file = std::fs::File::open(holder)?;
+    std::thread::Builder::new().name("outlive not".into()).spawn(move || {
+        while let Err(rustix::io::Errno::INTR) = flock(&file, FlockOperation::LockShared) {}
+        // Not kept from whoever comes next.
+        drop(file);
+        act();
+    })?;
+    Ok(())
 }
 
 /// Replaces a small file so that it is either the old or the new one after any crash.

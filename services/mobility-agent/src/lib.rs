@@ -1,1 +1,11 @@
-//! Room to be filled.
+//! The mobility agent: serves a machine's disks, sees every write, and feeds it to a process server.
+//!
+//! - [`control`]: the session with the vault: what should be, barriers and digests on request
+//! - [`sender`]: one stream to the process server, opened again whenever it breaks
+//!
+//! The disks are served before anything else and whatever else fails: the guest never waits for a network.
+
+pub mod control;
+pub mod sender;
+
+pub use control::{AgentConfig, AgentDisk, run};

@@ -1,16 +1,20 @@
 //! The command line: every verb, flag and example. What `--help`, the man pages and the completions say
 //! is written here, once.
 //!
-//! Lives here: the verbs, and what is common to them. In `order` and `session`: the words of each.
+//! Lives here: the verbs, and what is common to them. In `order`, `session` and `lab`: the words
+//! of each.
 
+mod lab;
 mod order;
 mod session;
 
+pub use lab::*;
 pub use order::*;
 pub use session::*;
 
 use super::output::Format;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 /// What every help ends with.
@@ -206,6 +210,19 @@ Examples:
   continuum inspect journal/00000007 -o wide        every frame
   continuum inspect FILE -o json")]
     Inspect(Inspect),
+    /// A whole installation on this machine, with two sites and machines at work
+    #[command(after_help = "\
+Its state is under the user's data directory, or where --dir (CONTINUUM_DIR) says, and is taken up again
+at the next start. No root, no hypervisor, no network beyond loopback.
+
+Examples:
+  continuum lab                                    the lab and the console
+  continuum lab --headless --dir /tmp/lab          the lab alone, until `continuum lab stop`
+  continuum lab status
+  continuum lab add disk-01 --disk 64M --guest none --protect
+  continuum lab stop
+  continuum lab reset")]
+    Lab(Lab),
     /// Tell who we are at the vault, and what we may do there
     #[command(after_help = "Examples:\n  continuum whoami\n  continuum whoami -o json")]
     Whoami,
@@ -249,6 +266,13 @@ Examples:
   continuum man | man -l -
   continuum man --dir ~/.local/share/man/man1")]
     Man,
+    /// Run one process of a lab (started by the lab itself)
+    #[command(hide = true, disable_help_flag = true)]
+    Role {
+        /// The role and its arguments.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+        words: Vec<OsString>,
+    },
 }
 
 /// What can be listed.

@@ -19,6 +19,10 @@ use std::time::{Duration, Instant};
 
 const KINDS: [&str; 2] = ["process", "none"];
 
+/// The environment's name for the file of [`LabCompute::living_with`]: whoever runs a lab sets it, and the
+/// services between hand it on.
+pub const LIVES_WITH: &str = "CONTINUUM_LIVES_WITH";
+
 /// Runs guests of the lab on this machine.
 pub struct LabCompute {
     program: PathBuf,
@@ -29,9 +33,10 @@ pub struct LabCompute {
 
 impl LabCompute {
     /// `program` becomes a guest when started with `role guest --dir FOLDER`. Guests' folders are made in
-    /// `dir`, their sockets in `run_dir`, whose path must be short.
+    /// `dir`, their sockets in `run_dir`, whose path must be short. Where the environment names a file in
+    /// [`LIVES_WITH`], guests live with it.
     pub fn new(program: impl Into<PathBuf>, dir: impl Into<PathBuf>, run_dir: impl Into<PathBuf>) -> Self {
-        Self { program: program.into(), dir: dir.into(), run_dir: run_dir.into(), lives_with: None }
+        Self { program: program.into(), dir: dir.into(), run_dir: run_dir.into(), lives_with: std::env::var_os(LIVES_WITH).map(PathBuf::from) }
     }
 
     /// Guests end when nobody holds a lock on this file any more.

@@ -5,6 +5,7 @@
 mod access;
 mod drills;
 mod fake;
+mod hostile;
 mod life;
 mod watching;
 

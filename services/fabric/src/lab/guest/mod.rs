@@ -19,9 +19,7 @@ use super::vitals::{Pulse, State, Vitals};
 use crate::compute::GuestSpec;
 use crate::process::ProcessRecord;
 use drive::Stream;
-use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
-use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -155,24 +153,14 @@ fn start(dir: &Path) -> io::Result<(Orders, Life)> {
         }
     })?;
     if let Some(holder) = &orders.lives_with {
-        outlive_not(holder, &life)?;
+        let ending = life.clone();
+        crate::process::when_released(holder, move || ending.finish())?;
     }
     crate::process::replace_file(&dir.join("process.json"), &serde_json::to_vec(&ProcessRecord::own()?)?)?;
     let mut out = io::stdout();
     // Whoever started it may be gone already.
     let _ = out.write_all(b"started\n").and_then(|()| out.flush());
     Ok((orders, life))
-}
-
-/// Ends the guest when the lock on `holder` is given up: the kernel does that for a killed process too.
-fn outlive_not(holder: &Path, life: &Life) -> io::Result<()> {
-    let file = File::open(holder)?;
-    let life = life.clone();
-    std::thread::Builder::new().name("lab".into()).spawn(move || {
-        while let Err(rustix::io::Errno::INTR) = flock(&file, FlockOperation::LockShared) {}
-        life.finish();
-    })?;
-    Ok(())
 }
 
 fn live(dir: &Path, orders: &Orders, life: &Life) -> io::Result<()> {

@@ -1,0 +1,330 @@
+//! Serving the disks, and the session with the vault.
+
+use crate::sender::{self, Link, Route};
+use continuum_capture::disk::FileDisk;
+use continuum_capture::nbd;
+use continuum_capture::source::SourceSpec;
+use continuum_capture::{Source, SourceConfig};
+use continuum_model::fault::{Fault, FaultClass};
+use continuum_model::feed::BarrierKind;
+use continuum_model::health::Mode;
+use continuum_model::id::{DiskId, MachineId, PointId};
+use continuum_model::units::Epoch;
+use continuum_model::world::{Clock, SystemClock, SystemEntropy};
+use continuum_proto::v1 as pb;
+use continuum_wire::grpc;
+use continuum_wire::session::{self, Handler, Progress};
+use continuum_wire::tls::Credentials;
+use pb::{command_result, server_message, vault_message};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+
+/// One disk of the machine.
+#[derive(Debug, Clone)]
+pub struct AgentDisk {
+    /// Its id, made once and kept.
+    pub id: DiskId,
+    /// Its name: of the export, and in lists.
+    pub name: String,
+    /// The file or block device.
+    pub path: PathBuf,
+    /// Made with this size where there is none.
+    pub create_bytes: Option<u64>,
+}
+
+/// What an agent needs to run.
+#[derive(Debug, Clone)]
+pub struct AgentConfig {
+    /// The machine's name.
+    pub name: String,
+    /// The name of its site.
+    pub site: String,
+    /// The kind of its site.
+    pub fabric: String,
+    /// What runs on it.
+    pub guest: String,
+    /// Its disks, in order.
+    pub disks: Vec<AgentDisk>,
+    /// Change maps and staging.
+    pub dir: PathBuf,
+    /// The socket where guests find their disks.
+    pub socket: PathBuf,
+    /// `host:port` of the vault.
+    pub vault_address: String,
+}
+
+struct Agent {
+    config: AgentConfig,
+    machine: MachineId,
+    source: Arc<Source>,
+    server: nbd::Server,
+    boot_id: String,
+    route: watch::Sender<Option<Route>>,
+    assigned: Mutex<pb::AgentAssignment>,
+    link: Arc<Mutex<Link>>,
+    retry_now: Arc<Notify>,
+    report_now: Arc<Notify>,
+}
+
+/// Runs until `stop`. The disks are served from the first moment.
+pub async fn run(
+    config: AgentConfig,
+    credentials: Credentials,
+    stop: CancellationToken,
+) -> Result<(), Fault> {
+    let start = |what: &str, reason: String| {
+        Fault::new(FaultClass::Failed, "agent.start", format!("{what}: {reason}"))
+            .affects("this machine: its disks are not served")
+            .spares("all other machines")
+            .remedy("mend what is named and start the agent again")
+    };
+    let machine: MachineId = credentials
+        .identity()
+        .id
+        .parse()
+        .map_err(|_| start("the certificate names no machine", credentials.identity().uri()))?;
+    let mut disks = Vec::new();
+    for disk in &config.disks {
+        let opened = match disk.create_bytes {
+            Some(bytes) => FileDisk::open_or_create(&disk.path, bytes),
+            None => FileDisk::open(&disk.path),
+        };
+        let opened = opened.map_err(|error| {
+            start(&format!("disk {} cannot be opened", disk.path.display()), error.to_string())
+        })?;
+        disks.push(SourceSpec { id: disk.id, disk: Box::new(opened) });
+    }
+    let source = SourceConfig { machine, dir: config.dir.clone(), disks };
+    let source = Source::open(source, Arc::new(SystemClock::default()), &mut SystemEntropy)
+        .map_err(|error| start("the source cannot be opened", format!("{error}{}", cause(&error))))?;
+    let source = Arc::new(source);
+    let server = nbd::Server::on_unix(&config.socket)
+        .map_err(|error| start("the disks cannot be served", error.to_string()))?;
+    for (index, disk) in config.disks.iter().enumerate() {
+        if let Some(device) = source.device(index) {
+            server.export(&disk.name, device);
+        }
+    }
+    tracing::info!(socket = %config.socket.display(), disks = config.disks.len(), "disks are served");
+    let (route, routes) = watch::channel(None);
+    let agent = Arc::new(Agent {
+        machine,
+        source: source.clone(),
+        server,
+        boot_id: format!("{}-{}", std::process::id(), SystemClock::default().wall().micros()),
+        route,
+        assigned: Mutex::default(),
+        link: Arc::default(),
+        retry_now: Arc::default(),
+        report_now: Arc::default(),
+        config,
+    });
+    let sending = sender::run(
+        source,
+        credentials.clone(),
+        routes,
+        agent.link.clone(),
+        agent.retry_now.clone(),
+        stop.clone(),
+    );
+    let vault = agent.config.vault_address.clone();
+    let dial = move || {
+        let (credentials, vault) = (credentials.clone(), vault.clone());
+        async move { session::dial_and_renew(&credentials, &vault).await }
+    };
+    let session = session::run(dial, agent.clone(), agent.report_now.clone(), stop.clone());
+    let points = agent.cut_points(stop);
+    tokio::join!(sending, session, points);
+    Ok(())
+}
+
+fn cause(error: &dyn std::error::Error) -> String {
+    error.source().map(|source| format!(": {source}")).unwrap_or_default()
+}
+
+impl Agent {
+    fn assigned_now(&self) -> pb::AgentAssignment {
+        self.assigned.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Cuts crash-consistent points as often as the policy asks, whenever the feed is whole.
+    async fn cut_points(&self, stop: CancellationToken) {
+        let clock = SystemClock::default();
+        let mut last: Option<std::time::Instant> = None;
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(Duration::from_millis(500)) => {}
+            }
+            let every = self.assigned_now().policy.map_or(0, |policy| policy.crash_point_seconds);
+            let due = last.is_none_or(|last| last.elapsed() >= Duration::from_secs(every));
+            if every == 0 || !due || self.source.status().mode != Mode::Data {
+                continue;
+            }
+            let point = PointId::make(clock.wall(), &mut SystemEntropy);
+            match self.source.barrier(BarrierKind::Crash, "", point) {
+                Ok(_) => last = Some(std::time::Instant::now()),
+                Err(error) => tracing::debug!(%error, "no point was cut"),
+            }
+        }
+    }
+
+    fn disks(&self) -> Vec<pb::Disk> {
+        let sizes = self.source.sizes();
+        self.config
+            .disks
+            .iter()
+            .zip(sizes)
+            .enumerate()
+            .map(|(index, (disk, size))| pb::Disk {
+                id: disk.id.to_string(),
+                index: index as u32,
+                name: disk.name.clone(),
+                size_bytes: *size,
+                endpoint: self.server.endpoint().uri(&disk.name),
+            })
+            .collect()
+    }
+}
+
+fn refused(code: &str, message: String) -> Fault {
+    Fault::new(FaultClass::NotReady, code, message)
+        .affects("this request")
+        .spares("replication and the machine's writes")
+        .remedy("wait until the machine is in data mode, then try again")
+}
+
+impl Handler for Agent {
+    fn hello(&self) -> pb::ServerHello {
+        pb::ServerHello {
+            version: env!("CARGO_PKG_VERSION").into(),
+            boot_id: self.boot_id.clone(),
+            name: self.config.name.clone(),
+            site: self.config.site.clone(),
+            fabric: self.config.fabric.clone(),
+            guest: self.config.guest.clone(),
+            disks: self.disks(),
+            clock_us: SystemClock::default().wall().micros(),
+            ..Default::default()
+        }
+    }
+
+    async fn report(&self) -> server_message::Message {
+        let status = self.source.status();
+        let link = self.link.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let assigned = self.assigned_now();
+        server_message::Message::Agent(pb::AgentReport {
+            load: Some(session::load(&self.config.dir)),
+            disks: self.disks(),
+            protected: assigned.replicate,
+            mode: status.mode.name().into(),
+            mode_reason: status.reason,
+            dirty_bytes: status.dirty_bytes,
+            in_flight_bytes: status.waiting_bytes,
+            staged_bytes: status.staged_bytes,
+            staged_bytes_max: status.staging_max,
+            written_bytes_total: status.totals.written,
+            sent_bytes_total: status.totals.sent,
+            injected_bytes_total: status.totals.injected,
+            initial_bytes_done: status.totals.round_done.min(status.totals.round_total),
+            initial_bytes_total: status.totals.round_total,
+            channel_connected: link.connected,
+            channel_fault: link.fault.as_ref().map(grpc::fault_to_proto),
+            next_retry_us: link.next_retry.map_or(0, |at| at.micros()),
+            newest_sequence: status.newest.0.0,
+            newest_time_us: status.newest.1.micros(),
+            doubt: status.doubt.unwrap_or_default(),
+            epoch: assigned.epoch,
+            fenced: link.fenced || assigned.fenced,
+        })
+    }
+
+    async fn assigned(&self, message: vault_message::Message) {
+        let vault_message::Message::Agent(assignment) = message else { return };
+        if assignment.machine_id != self.machine.to_string() {
+            tracing::error!("an assignment for another machine was ignored");
+            return;
+        }
+        if let Some(policy) = &assignment.policy {
+            self.source.set_staging_max(policy.staging_bytes_max.max(64 << 20));
+        }
+        let ships = assignment.replicate && !assignment.paused && !assignment.fenced;
+        let route = (ships && !assignment.process_server_address.is_empty()).then(|| Route {
+            machine: self.machine,
+            epoch: Epoch(assignment.epoch),
+            address: assignment.process_server_address.clone(),
+            server: assignment.process_server_id.clone(),
+        });
+        if !ships {
+            let reason = if assignment.fenced {
+                "this machine was failed over: its writes are remembered here and not replicated"
+            } else if assignment.paused {
+                "an operator paused replication"
+            } else {
+                "this machine is not protected"
+            };
+            if let Err(error) = self.source.fall_back(reason) {
+                tracing::error!(%error, "the change map could not be kept");
+            }
+        }
+        *self.assigned.lock().unwrap_or_else(PoisonError::into_inner) = assignment;
+        self.route.send_if_modified(|current| {
+            let changed = *current != route;
+            *current = route;
+            changed
+        });
+    }
+
+    async fn command(
+        &self,
+        command: pb::Command,
+        progress: Progress,
+    ) -> Result<command_result::Result, Fault> {
+        use pb::command::Act;
+        let point =
+            |text: &str| text.parse::<PointId>().map_err(|error| refused("point.invalid", error.to_string()));
+        match command.act {
+            Some(Act::MakeBarrier(order)) => {
+                let kind = if order.name.is_empty() { BarrierKind::Crash } else { BarrierKind::Bookmark };
+                let cut = self.source.barrier(kind, &order.name, point(&order.point_id)?);
+                let (sequence, time) = cut.map_err(|error| refused("barrier.refused", error.to_string()))?;
+                Ok(command_result::Result::Barrier(pb::Barrier {
+                    point_id: order.point_id,
+                    sequence: sequence.0,
+                    time_us: time.micros(),
+                    consistent: true,
+                }))
+            }
+            Some(Act::ReconnectNow(_)) => {
+                self.retry_now.notify_one();
+                Ok(command_result::Result::Done(pb::Done { detail: "trying now".into() }))
+            }
+            Some(Act::SourceDigest(order)) => {
+                let (source, point) = (self.source.clone(), point(&order.point_id)?);
+                progress.tell(0.0, "digesting the source");
+                let digested = tokio::task::spawn_blocking(move || source.digest_at_barrier(point)).await;
+                let (sequence, time, digests) = digested
+                    .map_err(|error| refused("digest.died", error.to_string()))?
+                    .map_err(|error| refused("digest.refused", format!("{error}{}", cause(&error))))?;
+                let disks = digests
+                    .iter()
+                    .enumerate()
+                    .map(|(index, digest)| pb::DiskDigest {
+                        index: index as u32,
+                        digest: digest.to_string(),
+                        bytes_read: 0,
+                    })
+                    .collect();
+                Ok(command_result::Result::Digests(pb::Digests {
+                    disks,
+                    position: sequence.0,
+                    time_us: time.micros(),
+                }))
+            }
+            _ => Err(Fault::new(FaultClass::Usage, "command.unknown", "an agent does not do that")),
+        }
+    }
+}
