@@ -7,7 +7,7 @@
 //! - [`orders`]: every operation as a saga
 //! - [`health`]: symptoms, RPO, alerts
 //! - [`coordination`], [`operator`]: the two gRPC services, and enrolment
-//! - [`run`]: assembling all of it
+//! - [`mod@run`]: assembling all of it
 //!
 //! The data plane goes on without it. A vault that dies at any moment continues its jobs at the next start.
 
