@@ -375,7 +375,13 @@ impl Row {
 pub struct FrameBuilder {
     rows: Vec<Row>,
     payload: Vec<u8>,
+    spare: Vec<Vec<u8>>,
 }
+
+/// Payload buffers that a builder keeps for frames to come.
+const SPARE_MAX: usize = 8;
+/// The longest one it keeps.
+const SPARE_BYTES_MAX: usize = 2 << 20;
 
 impl FrameBuilder {
     /// Appends a record, copying its data. The caller keeps sequence and time strictly rising, and asks
@@ -415,6 +421,44 @@ impl FrameBuilder {
             data_len: data.len() as u32,
             data_sum: data_sum(disk, offset, data),
         });
+    }
+
+    /// Appends a write whose data the caller keeps, and whose [`data_sum`] it made before it took the
+    /// feed's lock. Otherwise as [`FrameBuilder::push`].
+    pub fn push_write(
+        &mut self,
+        (sequence, time): (Sequence, Timestamp),
+        (disk, offset): (DiskIndex, u64),
+        data: &[u8],
+        data_sum: u64,
+        injected: bool,
+    ) {
+        let data_at = self.payload.len() as u32;
+        self.payload.extend_from_slice(data);
+        self.rows.push(Row {
+            kind: RowKind::Write,
+            injected,
+            consistent: false,
+            point: false,
+            disk,
+            length: data.len() as u32,
+            offset,
+            time,
+            sequence,
+            data_at,
+            data_len: data.len() as u32,
+            data_sum,
+        });
+    }
+
+    /// Takes the payload of a frame that is over and done with, to fill it again: memory that was used
+    /// before costs no page faults. Taken only while nobody else holds it.
+    pub fn recycle(&mut self, payload: Bytes) {
+        if self.spare.len() < SPARE_MAX && payload.len() <= SPARE_BYTES_MAX && payload.is_unique() {
+            let mut payload = Vec::from(payload);
+            payload.clear();
+            self.spare.push(payload);
+        }
     }
 
     /// Whether a record with `data_len` bytes of data still fits.
@@ -469,7 +513,11 @@ impl FrameBuilder {
             bytes: bytes.into(),
         };
         self.rows.reserve(head.rows.len());
-        Some(Frame { head, payload: std::mem::take(&mut self.payload).into() })
+        let next = self.spare.pop().unwrap_or_else(|| {
+            // The next frame is likely to be as long: no growing while a lock is held.
+            Vec::with_capacity(self.payload.len())
+        });
+        Some(Frame { head, payload: std::mem::replace(&mut self.payload, next).into() })
     }
 }
 
