@@ -14,9 +14,11 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
-/// Runs a program and returns its output. Its error output is part of a failure.
-fn run(program: &str, arguments: &[&str]) -> String {
+/// Runs a program in `dir`, where it may leave files, and returns its output. Its error output is part of a
+/// failure.
+fn run(dir: &Path, program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program)
+        .current_dir(dir)
         .args(arguments)
         .output()
         .unwrap_or_else(|error| panic!("{program} must be installed for this test: {error}"));
@@ -66,13 +68,13 @@ fn image(path: &Path) {
 fn nbdinfo_reads_our_answers() {
     let dir = scratch();
     let server = machine(dir.path());
-    let listed = run("nbdinfo", &["--list", "--json", &server.endpoint().uri("")]);
+    let listed = run(dir.path(), "nbdinfo", &["--list", "--json", &server.endpoint().uri("")]);
     for wanted in
         ["disk a", "disk-b", "\"export-size\": 67108864", "base:allocation", "\"can_multi_conn\": true"]
     {
         assert!(listed.contains(wanted), "{wanted} in {listed}");
     }
-    let one = run("nbdinfo", &["--json", &server.endpoint().uri("disk a")]);
+    let one = run(dir.path(), "nbdinfo", &["--json", &server.endpoint().uri("disk a")]);
     for wanted in [
         "\"is_read_only\": false",
         "\"can_flush\": true",
@@ -92,11 +94,11 @@ fn nbdcopy_there_and_back_is_the_same_with_its_holes() {
     let path = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
     image(Path::new(&path("in")));
     let uri = server.endpoint().uri("disk a");
-    run("nbdcopy", &["--connections=4", "--flush", &path("in"), &uri]);
-    run("nbdcopy", &["--connections=4", &uri, &path("out")]);
+    run(dir.path(), "nbdcopy", &["--connections=4", "--flush", &path("in"), &uri]);
+    run(dir.path(), "nbdcopy", &["--connections=4", &uri, &path("out")]);
     assert!(std::fs::read(path("in")).unwrap() == std::fs::read(path("out")).unwrap());
-    run("qemu-img", &["compare", "-f", "raw", "-F", "raw", &path("in"), &uri]);
-    let map = run("nbdinfo", &["--map", &uri]);
+    run(dir.path(), "qemu-img", &["compare", "-f", "raw", "-F", "raw", &path("in"), &uri]);
+    let map = run(dir.path(), "nbdinfo", &["--map", &uri]);
     assert_eq!(
         map.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect::<Vec<_>>(),
         ["0 9437184 3 hole,zero", "9437184 20971520 0 data", "30408704 36700160 3 hole,zero"]
@@ -131,11 +133,12 @@ fn qemu_io_and_fio_find_what_they_wrote() {
         arguments.extend_from_slice(&["-c", line]);
     }
     arguments.push(&uri);
-    let output = run("qemu-io", &arguments);
+    let output = run(dir.path(), "qemu-io", &arguments);
     assert!(!output.contains("Pattern verification failed"), "{output}");
 
     let option = format!("--uri={uri}");
     let output = run(
+        dir.path(),
         "fio",
         &[
             "--name=verify",
@@ -164,8 +167,8 @@ fn a_tcp_server_and_a_plain_disk_serve_them_as_well() {
     server.export("ü/%20", Arc::new(PlainDisk::new(Box::new(disk), true).unwrap()));
     let uri = server.endpoint().uri("ü/%20");
     let path = path.to_string_lossy().into_owned();
-    run("qemu-img", &["compare", "-f", "raw", "-F", "raw", &path, &uri]);
+    run(dir.path(), "qemu-img", &["compare", "-f", "raw", "-F", "raw", &path, &uri]);
     let out = dir.path().join("out").to_string_lossy().into_owned();
-    run("nbdcopy", &[&uri, &out]);
+    run(dir.path(), "nbdcopy", &[&uri, &out]);
     assert!(std::fs::read(path).unwrap() == std::fs::read(out).unwrap());
 }

@@ -89,7 +89,8 @@ impl Feed {
             let known = self.progress.knows(held) && replica.number >= self.queue.acked().0;
             self.only_map("the replica does not hold what was sent last");
             self.drop_queue();
-            if !known && replica.number == FrameNumber(0) {
+            let nothing = FrameNumber(0);
+            if !known && (replica.number, self.queue.acked().0) == (nothing, nothing) {
                 self.reason = "the replica is empty: all that is not zero is sent".into();
                 self.doubt_all();
             } else if !known {
