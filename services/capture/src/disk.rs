@@ -1,17 +1,58 @@
-//! The disks of a source, behind a trait: files and block devices, or memory that fails on demand.
+//! The disks of a source, behind a trait: files and block devices. The one in memory that fails on demand
+//! lives in `simulated`.
 
 use crate::nbd::Extent;
 use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use xxhash_rust::xxh3::xxh3_64;
+
+/// What a disk looks like from outside, to tell at the next start whether it is the same one and whether
+/// somebody wrote to it meanwhile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stamp {
+    /// Which disk: changes when another one is put in its place, never with its content.
+    pub identity: u64,
+    /// When or how much it was written to.
+    pub activity: Activity,
+}
+
+/// How a disk tells that it was written to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activity {
+    /// It does not.
+    Unknown,
+    /// A file: when it was changed last, in µs of UTC.
+    Modified(i64),
+    /// A block device: sectors written since the machine started.
+    Written(i64),
+}
+
+impl Activity {
+    pub(crate) const fn to_parts(self) -> (u32, i64) {
+        match self {
+            Self::Unknown => (0, 0),
+            Self::Modified(at) => (1, at),
+            Self::Written(sectors) => (2, sectors),
+        }
+    }
+    pub(crate) const fn from_parts(kind: u32, value: i64) -> Self {
+        match kind {
+            1 => Self::Modified(value),
+            2 => Self::Written(value),
+            _ => Self::Unknown,
+        }
+    }
+}
 
 /// A disk whose writes are captured.
 pub trait SourceDisk: Send + Sync {
     /// Its size now; may differ from what it was.
     fn size(&self) -> io::Result<u64>;
+    /// What it looks like from outside.
+    fn stamp(&self) -> io::Result<Stamp>;
     /// Fills `out`.
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()>;
     /// Writes all of `data`.
@@ -35,9 +76,20 @@ pub struct FileDisk {
 }
 
 impl FileDisk {
-    /// Opens an existing disk.
+    /// Opens an existing disk, which nobody else may hold this way: two splitters on one disk would each
+    /// miss what the other writes.
     pub fn open(path: &Path) -> io::Result<Self> {
         let file = OpenOptions::new().read(true).write(true).open(path)?;
+        match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                return Err(io::Error::new(
+                    io::ErrorKind::ResourceBusy,
+                    format!("{} is in use by another process; stop that one first", path.display()),
+                ));
+            }
+            Err(error) => return Err(error.into()),
+        }
         let kind = file.metadata()?.file_type();
         if !kind.is_file() && !kind.is_block_device() {
             return Err(io::Error::new(
@@ -57,7 +109,8 @@ impl FileDisk {
                 if let Some(folder) = path.parent() {
                     File::open(folder)?.sync_all()?;
                 }
-                Ok(Self { file, is_file: true })
+                drop(file);
+                Self::open(path)
             }
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Self::open(path),
             Err(error) => Err(error),
@@ -68,6 +121,36 @@ impl FileDisk {
 impl SourceDisk for FileDisk {
     fn size(&self) -> io::Result<u64> {
         if self.is_file { Ok(self.file.metadata()?.len()) } else { Ok(seek(&self.file, SeekFrom::End(0))?) }
+    }
+    fn stamp(&self) -> io::Result<Stamp> {
+        let meta = self.file.metadata()?;
+        if self.is_file {
+            let born = meta.created().ok().and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok());
+            let mut identity = meta.ino().to_le_bytes().to_vec();
+            identity.extend_from_slice(&born.map_or(0, |at| at.as_nanos()).to_le_bytes());
+            let modified = meta.mtime().saturating_mul(1_000_000).saturating_add(meta.mtime_nsec() / 1_000);
+            return Ok(Stamp { identity: xxh3_64(&identity), activity: Activity::Modified(modified) });
+        }
+        // Names of devices move; what the kernel knows of the thing behind the name does not.
+        let rdev = meta.rdev();
+        let folder = format!("/sys/dev/block/{}:{}", rustix::fs::major(rdev), rustix::fs::minor(rdev));
+        let mut identity = Vec::new();
+        for name in
+            ["wwid", "device/wwid", "serial", "device/serial", "dm/uuid", "loop/backing_file", "partition"]
+        {
+            if let Ok(text) = std::fs::read(format!("{folder}/{name}")) {
+                identity.extend_from_slice(name.as_bytes());
+                identity.extend_from_slice(&text);
+            }
+        }
+        if identity.is_empty() {
+            identity.extend_from_slice(&rdev.to_le_bytes());
+        }
+        let sectors = std::fs::read_to_string(format!("{folder}/stat"))
+            .ok()
+            .and_then(|text| text.split_ascii_whitespace().nth(6)?.parse().ok());
+        let activity = sectors.map_or(Activity::Unknown, Activity::Written);
+        Ok(Stamp { identity: xxh3_64(&identity), activity })
     }
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
         self.file.read_exact_at(out, offset)
@@ -83,8 +166,13 @@ impl SourceDisk for FileDisk {
         };
         match fallocate(&self.file, flags, offset, length) {
             Ok(()) => Ok(()),
-            // Not every file system and device can: then zeroes are written.
-            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS | rustix::io::Errno::NODEV) => {
+            // Not every file system and device can, nor at every alignment: then zeroes are written.
+            Err(
+                rustix::io::Errno::OPNOTSUPP
+                | rustix::io::Errno::NOSYS
+                | rustix::io::Errno::NODEV
+                | rustix::io::Errno::INVAL,
+            ) => {
                 static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
                 let mut at = offset;
                 while at < offset + length {
@@ -124,73 +212,5 @@ impl SourceDisk for FileDisk {
             at = hole;
         }
         Ok(())
-    }
-}
-
-/// A disk in memory that fails when told. For tests and simulations.
-pub struct MemoryDisk {
-    inner: Mutex<Memory>,
-}
-
-struct Memory {
-    bytes: Vec<u8>,
-    operations: u64,
-    fail_at: Option<u64>,
-    failed: u64,
-}
-
-impl MemoryDisk {
-    /// A disk of zeroes.
-    pub fn new(size: usize) -> Self {
-        Self { inner: Mutex::new(Memory { bytes: vec![0; size], operations: 0, fail_at: None, failed: 0 }) }
-    }
-    /// Fails the `nth` operation from now (1: the next one).
-    pub fn fail_at(&self, nth: u64) {
-        let mut inner = self.lock();
-        inner.fail_at = Some(inner.operations + nth);
-    }
-    /// How many operations failed: a fault test asks whether its fault fired.
-    pub fn failures(&self) -> u64 {
-        self.lock().failed
-    }
-    /// All its bytes.
-    pub fn bytes(&self) -> Vec<u8> {
-        self.lock().bytes.clone()
-    }
-    fn lock(&self) -> std::sync::MutexGuard<'_, Memory> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-    fn operate(&self) -> io::Result<std::sync::MutexGuard<'_, Memory>> {
-        let mut inner = self.lock();
-        inner.operations += 1;
-        if inner.fail_at == Some(inner.operations) {
-            inner.failed += 1;
-            return Err(io::Error::other("injected I/O error"));
-        }
-        Ok(inner)
-    }
-}
-
-impl SourceDisk for MemoryDisk {
-    fn size(&self) -> io::Result<u64> {
-        Ok(self.lock().bytes.len() as u64)
-    }
-    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        let inner = self.operate()?;
-        out.copy_from_slice(&inner.bytes[offset as usize..][..out.len()]);
-        Ok(())
-    }
-    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        let mut inner = self.operate()?;
-        inner.bytes[offset as usize..][..data.len()].copy_from_slice(data);
-        Ok(())
-    }
-    fn zero(&self, offset: u64, length: u64, _may_trim: bool) -> io::Result<()> {
-        let mut inner = self.operate()?;
-        inner.bytes[offset as usize..][..length as usize].fill(0);
-        Ok(())
-    }
-    fn flush(&self) -> io::Result<()> {
-        self.operate().map(drop)
     }
 }

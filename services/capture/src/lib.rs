@@ -1,20 +1,34 @@
 //! Seeing writes: a block server with the write splitter inside.
 //!
 //! - [`nbd`]: an NBD server for any [`nbd::BlockDevice`]; knows nothing of replication
-//! - [`disk`]: the source's disks, as a trait with a real and a simulated implementation
+//! - [`disk`]: the source's disks, as a trait and for files and devices; [`simulated`]: one in memory that fails
 //! - [`ranges`]: range locks: overlapping I/O in one order, the rest beside one another
-//! - [`map`]: the change map's file
-//! - [`feed`]: the state machine of a feed: records, frames, acknowledgements, modes. No threads, no I/O
-//! - [`source`]: one machine with all its disks: splitter, injector, ticker
+//! - [`bits`], [`map`]: the change map and its file
+//! - [`feed`]: the state machine of a feed: records, frames, acknowledgements, modes. No threads
+//! - [`staging`], [`progress`]: what survives of a feed when its process dies
+//! - [`source`]: one machine with all its disks, as the agent drives it
+//! - [`splitter`]: a guest's requests; [`background`]: the threads beside it; [`scan`]: digests while it runs
+//! - [`block_server`]: a source with its disks on NBD
 //!
 //! Invariants: a bit is set before the write it stands for is applied, and cleared only when the target
 //! made that data durable. The guest waits for its own disk, never for a network.
 
+pub mod background;
+pub mod bits;
+pub mod block_server;
 pub mod disk;
 pub mod feed;
 pub mod map;
 pub mod nbd;
+pub mod progress;
 pub mod ranges;
+pub mod scan;
+pub mod simulated;
 pub mod source;
+pub mod splitter;
+pub mod staging;
 
+pub use block_server::BlockServer;
+pub use disk::{FileDisk, SourceDisk};
+pub use feed::{AckAhead, Connected, Next, ReplicaState};
 pub use source::{Source, SourceConfig, SourceError, SourceStatus};

@@ -2,7 +2,8 @@
 //!
 //! Reads wait for overlapping writes, too: otherwise a guest could read data whose write is not in the
 //! feed yet, act on it, and have the consequence recorded before its cause. Reads do not wait for reads.
-//! There are never more entries than workers, so a plain list beats any tree.
+//! Who comes first goes first: nobody starves, neither the injector behind a busy guest nor the guest behind
+//! the injector. There are never more entries than requests under way, so a plain list beats any tree.
 
 use std::sync::{Condvar, Mutex, PoisonError};
 
@@ -15,14 +16,24 @@ pub struct RangeLocks {
 
 #[derive(Default)]
 struct Held {
-    ranges: Vec<(u64, u64, bool)>,
+    /// Held and waited for, in the order of arrival.
+    ranges: Vec<Range>,
     waiting: usize,
+    next_ticket: u64,
+}
+
+#[derive(Clone, Copy)]
+struct Range {
+    start: u64,
+    end: u64,
+    exclusive: bool,
+    ticket: u64,
 }
 
 /// A held range; released when dropped.
 pub struct RangeGuard<'a> {
     locks: &'a RangeLocks,
-    range: (u64, u64, bool),
+    ticket: u64,
 }
 
 impl RangeLocks {
@@ -35,28 +46,38 @@ impl RangeLocks {
         self.acquire(offset, length, false)
     }
 
-    fn acquire(&self, offset: u64, length: u64, exclusive: bool) -> RangeGuard<'_> {
-        let range = (offset, offset.saturating_add(length), exclusive);
+    fn acquire(&self, start: u64, length: u64, exclusive: bool) -> RangeGuard<'_> {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let ticket = held.next_ticket;
+        held.next_ticket += 1;
+        let mine = Range { start, end: start.saturating_add(length), exclusive, ticket };
+        held.ranges.push(mine);
         while held
             .ranges
             .iter()
-            .any(|&(start, end, alone)| start < range.1 && range.0 < end && (alone || exclusive))
+            .take_while(|other| other.ticket != ticket)
+            .any(|other| other.conflicts(&mine))
         {
             held.waiting += 1;
             held = self.released.wait(held).unwrap_or_else(PoisonError::into_inner);
             held.waiting -= 1;
         }
-        held.ranges.push(range);
-        RangeGuard { locks: self, range }
+        RangeGuard { locks: self, ticket }
+    }
+}
+
+impl Range {
+    const fn conflicts(&self, other: &Self) -> bool {
+        self.start < other.end && other.start < self.end && (self.exclusive || other.exclusive)
     }
 }
 
 impl Drop for RangeGuard<'_> {
     fn drop(&mut self) {
         let mut held = self.locks.held.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(at) = held.ranges.iter().position(|range| *range == self.range) {
-            held.ranges.swap_remove(at);
+        // Not `swap_remove`: the order is the queue.
+        if let Some(at) = held.ranges.iter().position(|range| range.ticket == self.ticket) {
+            held.ranges.remove(at);
         }
         if held.waiting > 0 {
             self.locks.released.notify_all();
@@ -67,7 +88,7 @@ impl Drop for RangeGuard<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
     #[test]
     fn overlapping_writers_never_meet() {
@@ -95,5 +116,29 @@ mod tests {
         let _one = locks.shared(0, 10);
         let _two = locks.shared(5, 10);
         let _apart = locks.exclusive(15, 1);
+    }
+
+    #[test]
+    fn a_writer_is_not_starved_by_readers_that_come_and_go() {
+        let locks = RangeLocks::default();
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let first = locks.shared(0, 10);
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    // Without a queue one of these two would always hold the range.
+                    while !done.load(Ordering::Acquire) {
+                        drop(locks.shared(0, 10));
+                    }
+                });
+            }
+            scope.spawn(|| {
+                for _ in 0..100 {
+                    drop(locks.exclusive(0, 10));
+                }
+                done.store(true, Ordering::Release);
+            });
+            drop(first);
+        });
     }
 }

@@ -1,60 +1,50 @@
-//! One machine with all its disks: the splitter, and the two threads that keep its feed moving.
+//! One machine with all its disks, as the agent drives it: open, connect, take frames, acknowledge.
 //!
 //! ```text
-//! write:   range lock ─► bits set (map file) ─► pwrite ─► feed (sequence, moment) ─► unlock ─► ack
-//! inject:  range lock ─► read ─► feed (injected) ─► unlock        one run of at most 1 MiB at a time
+//! <dir>/<disk id>.map    what may differ from the target, a file a disk (see `map`)
+//! <dir>/progress         how far the target is (see `progress`)
+//! <dir>/staging/*.feed   frames that cannot leave (see `staging`)
+//! <dir>/lock             held while a process uses the folder
 //! ```
 //!
-//! Applied before appended: what the feed holds is on the source. Both under one range lock: overlapping
-//! writes stand in the feed in the order in which they reached the disk.
-//!
-//! The **ticker** closes frames that are 20 ms old, sets a time mark when nothing else happened for half a
-//! second, and once a second flushes the disks and then writes cleared bits to the maps. The **injector**
-//! sends stale regions and stops while too much is unacknowledged, so that it never pushes the feed out of
-//! data mode by itself.
+//! A sender's life: [`Source::connect`] with what the replica holds, then [`Source::next_frame`] after the
+//! last one it has, over and over, and [`Source::acknowledged`] for what became durable there. On
+//! [`Next::Reset`], or when the connection is lost, it connects again.
 
+use crate::background;
 use crate::disk::SourceDisk;
-use crate::feed::{Connected, Feed, Next, ReplicaState, Stage};
+use crate::feed::link::Halted;
+use crate::feed::queue::Peek;
+use crate::feed::{AckAhead, Connected, Feed, Next, ReplicaState, Totals};
 use crate::map::ChangeMap;
-use crate::nbd::{BlockDevice, Extent};
-use crate::ranges::RangeLocks;
-use bytes::Bytes;
-use continuum_model::digest::{BlockSum, Digest, DiskDigest};
-use continuum_model::feed::envelope::ENVELOPE_BYTES_MAX;
-use continuum_model::feed::{Barrier, BarrierKind, Change, Envelope};
+use crate::nbd::BlockDevice;
+use crate::progress::Progress;
+use crate::splitter::{GuestIo, Part, Shared, SplitDisk, Waker};
+use crate::staging::FileStage;
+use continuum_model::digest::Digest;
+use continuum_model::feed::{Barrier, BarrierKind};
 use continuum_model::health::Mode;
 use continuum_model::id::{DiskId, MachineId, PointId};
 use continuum_model::time::Timestamp;
-use continuum_model::units::{DiskIndex, Epoch, FrameNumber, REGION_BYTES, Sequence};
+use continuum_model::units::{Epoch, FrameNumber, Sequence};
 use continuum_model::world::{Clock, Entropy};
-use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, Write};
-use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// A frame is closed when it is this old.
-const FRAME_AGE: Duration = Duration::from_millis(20);
-/// A time mark is set when nothing else happened for this long.
-const QUIET: Duration = Duration::from_millis(500);
-/// How often disks are flushed for the sake of the maps.
-const PERSIST_EVERY: Duration = Duration::from_secs(1);
-/// One injected read.
-const INJECT_BYTES: u64 = 1 << 20;
-/// The injector stops while this much is unacknowledged.
-const INJECT_WINDOW: u64 = 16 << 20;
+/// Bytes of the smallest and largest disk.
+const DISK_BYTES: std::ops::RangeInclusive<u64> = 4096..=64 << 40;
 
 /// What a source is made of.
 pub struct SourceConfig {
     /// Whose disks these are.
     pub machine: MachineId,
-    /// Where maps and staging are kept.
+    /// Where maps and staging are kept: a folder of this source alone.
     pub dir: PathBuf,
-    /// The disks; their place in this list is their number in frames.
+    /// The disks; their place in this list is their number in frames, now and ever.
     pub disks: Vec<SourceSpec>,
 }
 
@@ -66,21 +56,40 @@ pub struct SourceSpec {
     pub disk: Box<dyn SourceDisk>,
 }
 
+/// Intervals of a source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timing {
+    /// A frame is closed when it is this old.
+    pub frame_age: Duration,
+    /// A time mark is set when nothing else happened for this long, so that the newest moment goes on.
+    pub time_mark: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self { frame_age: Duration::from_millis(20), time_mark: Duration::from_millis(500) }
+    }
+}
+
 /// What went wrong.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
     /// A disk cannot be used.
-    #[error(
-        "disk {index}: {reason}; give it a size that is a multiple of 512 bytes, between 4 KiB and 64 TiB"
-    )]
+    #[error("disk {index} cannot be protected: {reason}")]
     Disk {
         /// Which.
         index: usize,
-        /// Why.
+        /// Why, and what to do.
         reason: String,
     },
+    /// Another process uses the same folder.
+    #[error("{dir} is in use by another process: one machine has one agent; stop the other one first", dir = dir.display())]
+    InUse {
+        /// Where.
+        dir: PathBuf,
+    },
     /// A file of the source's own could not be used.
-    #[error("the change map or staging in {dir} cannot be used")]
+    #[error("the change map or staging in {dir} cannot be used: nothing is served, nothing is lost; mend the folder and start again", dir = dir.display())]
     State {
         /// Where.
         dir: PathBuf,
@@ -88,16 +97,37 @@ pub enum SourceError {
         #[source]
         source: io::Error,
     },
-    /// Nothing is being shipped.
-    #[error("no barrier can be set while {mode}: {reason}")]
+    /// No thread could be started.
+    #[error("the threads of machine {machine} could not be started")]
+    Threads {
+        /// Whose.
+        machine: MachineId,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Nothing is being shipped, or a repair is under way.
+    #[error("no barrier can be set while the feed is in mode {mode}: {reason}")]
     NotShipping {
         /// The mode.
         mode: &'static str,
         /// Why.
         reason: String,
     },
+    /// Replication is stopped.
+    #[error(transparent)]
+    Halted(#[from] Halted),
+    /// The target said what cannot be.
+    #[error(transparent)]
+    AckAhead(#[from] AckAhead),
+    /// A digest could not be completed.
+    #[error("the disks could not be digested: {reason}")]
+    Digest {
+        /// Why.
+        reason: String,
+    },
     /// The source's disk failed.
-    #[error("the source disk could not be read")]
+    #[error("the source's disk could not be read")]
     Io(#[from] io::Error),
 }
 
@@ -106,583 +136,327 @@ pub enum SourceError {
 pub struct SourceStatus {
     /// The mode.
     pub mode: Mode,
-    /// Why it is not `data`.
+    /// Why it is not `data`; empty when it is.
     pub reason: String,
-    /// Bytes that may differ from the target.
+    /// Bytes of regions that may differ from the target.
     pub dirty_bytes: u64,
-    /// Bytes that are not acknowledged.
+    /// Bytes of frames that are not acknowledged.
     pub waiting_bytes: u64,
-    /// Of those, on disk.
+    /// Of those, bytes on disk.
     pub staged_bytes: u64,
     /// The most that may wait.
     pub staging_max: u64,
-    /// Counters.
-    pub totals: crate::feed::Totals,
+    /// Frames that are not acknowledged.
+    pub waiting_frames: usize,
+    /// The last acknowledged frame.
+    pub acknowledged: FrameNumber,
+    /// Counters of the feed.
+    pub totals: Totals,
+    /// Counters of the guest's requests.
+    pub guest: GuestIo,
     /// The newest record.
     pub newest: (Sequence, Timestamp),
-    /// Why the map could not be believed at the start.
+    /// The epoch of the last stream.
+    pub epoch: Epoch,
+    /// Why a map could not be believed at the start, where that was so.
     pub doubt: Option<String>,
+    /// What of the agent's own files does not work now: maps, staging.
+    pub faults: Vec<String>,
 }
 
-/// One machine's disks and their feed.
+/// One machine's disks and their feed. Closes in good order when dropped, unless it was closed before.
 pub struct Source {
     shared: Arc<Shared>,
-    threads: Vec<JoinHandle<()>>,
-}
-
-struct Shared {
-    dir: PathBuf,
-    disks: Vec<Part>,
-    sizes: Vec<u64>,
-    feed: Mutex<Feed>,
-    changed: Condvar,
-    scan: Mutex<Option<Scan>>,
-    scanning: AtomicBool,
-    clock: Arc<dyn Clock>,
-    stop: AtomicBool,
     doubt: Option<String>,
-}
-
-struct Part {
-    disk: Box<dyn SourceDisk>,
-    locks: RangeLocks,
-    poisoned: AtomicBool,
-}
-
-/// A digest of all disks as of a barrier, under way: what was overwritten before it was read is summed first.
-struct Scan {
-    disk: usize,
-    done: u64,
-    kept: HashMap<(usize, u64), BlockSum>,
-    failed: Option<String>,
+    /// Taken when it closes.
+    threads: Mutex<Option<Vec<JoinHandle<()>>>>,
+    _lock: File,
 }
 
 impl Source {
     /// Opens maps and staging and starts the feed, unconnected. Disks can be written from now on.
+    ///
+    /// Errors: nothing was changed on any disk.
     pub fn open(
         config: SourceConfig,
         clock: Arc<dyn Clock>,
         entropy: &mut dyn Entropy,
     ) -> Result<Self, SourceError> {
-        let state = |source| SourceError::State { dir: config.dir.clone(), source };
-        std::fs::create_dir_all(&config.dir).map_err(state)?;
+        Self::open_with(config, Timing::default(), clock, entropy)
+    }
+
+    /// The same with other intervals.
+    pub fn open_with(
+        config: SourceConfig,
+        timing: Timing,
+        clock: Arc<dyn Clock>,
+        entropy: &mut dyn Entropy,
+    ) -> Result<Self, SourceError> {
+        let SourceConfig { machine, dir, disks } = config;
+        let state = |source| SourceError::State { dir: dir.clone(), source };
+        std::fs::create_dir_all(&dir).map_err(state)?;
+        let lock = lock(&dir)?;
         let (mut parts, mut sizes, mut maps, mut doubts) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        for (index, spec) in config.disks.into_iter().enumerate() {
-            let size =
-                spec.disk.size().map_err(|error| SourceError::Disk { index, reason: error.to_string() })?;
-            if !(4096..=64 << 40).contains(&size) || size % 512 != 0 {
-                return Err(SourceError::Disk {
-                    index,
-                    reason: format!("its size of {size} bytes is out of range"),
-                });
+        for (index, SourceSpec { id, disk }) in disks.into_iter().enumerate() {
+            let size = usable_size(index, &*disk)?;
+            let stamp =
+                disk.stamp().map_err(|error| SourceError::Disk { index, reason: error.to_string() })?;
+            let path = dir.join(format!("{id}.map"));
+            let (map, doubt) = ChangeMap::open(&path, id, size, stamp, clock.wall()).map_err(state)?;
+            if let Some(why) = &doubt {
+                tracing::info!(%machine, disk = index, why, "every region of this disk counts as changed");
             }
-            let path = config.dir.join(format!("{}.map", spec.id));
-            let (map, doubt) = ChangeMap::open(&path, spec.id, size).map_err(state)?;
+            doubts.extend(doubt.map(|why| format!("disk {index}: {why}")));
             maps.push(map);
             sizes.push(size);
-            doubts.extend(doubt.map(|why| format!("disk {index}: {why}")));
-            parts.push(Part {
-                disk: spec.disk,
-                locks: RangeLocks::default(),
-                poisoned: AtomicBool::new(false),
-            });
+            parts.push(Part::new(disk));
         }
-        let stage = StageFile::create(config.dir.join("staging.feed")).map_err(state)?;
-        let acked = read_acked(&config.dir);
+        let (progress, believed) = Progress::open(&dir.join("progress"), machine).map_err(state)?;
+        let (stage, found) = FileStage::open(&dir.join("staging"), machine).map_err(state)?;
         let mut session = [0; 8];
         entropy.fill(&mut session);
-        let feed = Feed::new(config.machine, u64::from_le_bytes(session), maps, acked, Box::new(stage));
-        let shared = Arc::new(Shared {
-            dir: config.dir,
-            disks: parts,
-            sizes,
-            feed: Mutex::new(feed),
-            changed: Condvar::new(),
-            scan: Mutex::new(None),
-            scanning: AtomicBool::new(false),
-            clock,
-            stop: AtomicBool::new(false),
+        let session = u64::from_le_bytes(session);
+        let mut feed = Feed::new(machine, session, maps, progress, Box::new(stage), found);
+        if !believed {
+            // Which replica the clear bits were about is not known any more.
+            feed.doubt_all();
+            doubts.push("how far the target was is not on record here".into());
+        }
+        let shared = Arc::new(Shared::new(machine, parts, sizes, feed, clock));
+        let source = Self {
+            shared,
             doubt: (!doubts.is_empty()).then(|| doubts.join("; ")),
-        });
-        let thread = |name: &str, body: fn(&Shared)| {
-            let shared = shared.clone();
-            std::thread::Builder::new().name(name.into()).spawn(move || body(&shared))
+            threads: Mutex::new(Some(Vec::new())),
+            _lock: lock,
         };
-        let threads = [thread("ticker", Shared::tick), thread("injector", Shared::inject)];
-        let threads = threads.into_iter().collect::<Result<Vec<_>, _>>()?;
-        Ok(Self { shared, threads })
+        source.start(timing).map_err(|source| SourceError::Threads { machine, source })?;
+        Ok(source)
+    }
+
+    fn start(&self, timing: Timing) -> io::Result<()> {
+        type Body = Box<dyn FnOnce(&Shared) + Send>;
+        let bodies: [(&str, Body); 4] = [
+            ("feed-ticker", Box::new(move |shared| background::tick(shared, timing))),
+            ("feed-injector", Box::new(background::inject)),
+            ("feed-stager", Box::new(background::stage)),
+            ("feed-keeper", Box::new(background::keep)),
+        ];
+        for (name, body) in bodies {
+            let shared = self.shared.clone();
+            let thread = std::thread::Builder::new().name(name.into()).spawn(move || body(&shared))?;
+            self.threads().get_or_insert_default().push(thread);
+        }
+        Ok(())
     }
 
     /// One of its disks, to be served.
     pub fn device(&self, index: usize) -> Option<Arc<dyn BlockDevice>> {
-        (index < self.shared.disks.len())
-            .then(|| Arc::new(SplitDisk { shared: self.shared.clone(), index }) as Arc<dyn BlockDevice>)
+        SplitDisk::new(self.shared.clone(), index).map(|disk| Arc::new(disk) as Arc<dyn BlockDevice>)
     }
 
-    /// The sizes of its disks.
+    /// The sizes of its disks, in bytes.
     pub fn sizes(&self) -> &[u64] {
         &self.shared.sizes
     }
 
-    /// A stream to the replica opened. Returns what came of it, and the stretch to ask frames of.
-    pub fn connect(&self, epoch: Epoch, replica: ReplicaState) -> Result<(Connected, u64), SourceError> {
-        let mut feed = self.shared.feed();
-        let connected = feed.connect(epoch, replica, self.shared.clock.wall())?;
-        self.shared.changed.notify_all();
-        Ok((connected, feed.stretch()))
+    /// Called whenever [`Source::next_frame`] may answer differently, from whichever thread made it so. For
+    /// senders that must not block: let it raise a flag or wake a task, never call the source.
+    pub fn set_waker(&self, waker: impl Fn() + Send + Sync + 'static) {
+        let waker: Waker = Arc::new(waker);
+        *self.shared.waker.lock().unwrap_or_else(PoisonError::into_inner) = Some(waker);
     }
 
-    /// The frame after `after`; waits for at most `patience`.
-    pub fn next_frame(
-        &self,
-        stretch: u64,
-        after: FrameNumber,
-        patience: Duration,
-    ) -> Result<Next, SourceError> {
-        let mut feed = self.shared.feed();
-        let deadline = self.shared.clock.uptime() + patience;
+    /// A stream to the replica opened under `epoch`. Returns what came of it, and the stretch to ask frames
+    /// of; the first frame to ask for is the one after `replica.number`.
+    ///
+    /// Errors: replication is stopped for good (a disk changed its size).
+    pub fn connect(&self, epoch: Epoch, replica: ReplicaState) -> Result<(Connected, u64), SourceError> {
+        self.shared.with_feed(|feed| {
+            let connected = feed.connect(epoch, replica, self.shared.clock.wall())?;
+            feed.seal();
+            Ok((connected, feed.stretch()))
+        })
+    }
+
+    /// The frame after `after`; waits for at most `patience`, which may be zero.
+    pub fn next_frame(&self, stretch: u64, after: FrameNumber, patience: Duration) -> Next {
+        let shared = &self.shared;
+        let deadline = shared.clock.uptime() + patience;
+        let mut feed = shared.feed();
         loop {
-            match feed.next_frame(stretch, after)? {
-                Next::Idle => {}
-                next => return Ok(next),
+            match feed.peek_frame(stretch, after) {
+                Peek::Memory(envelope) => return Next::Frame(envelope),
+                Peek::Reset => return Next::Reset,
+                Peek::Staged(place) => {
+                    drop(feed);
+                    return match place.read() {
+                        Ok(envelope) => Next::Frame(Arc::new(envelope)),
+                        Err(error) => {
+                            shared.with_feed(|feed| feed.stage_lost(&error.to_string()));
+                            Next::Reset
+                        }
+                    };
+                }
+                Peek::Idle => {}
             }
-            let left = deadline.saturating_sub(self.shared.clock.uptime());
-            if left.is_zero() {
-                return Ok(Next::Idle);
+            let left = deadline.saturating_sub(shared.clock.uptime());
+            if left.is_zero() || shared.is_stopping() {
+                return Next::Idle;
             }
-            feed = self.shared.changed.wait_timeout(feed, left).unwrap_or_else(PoisonError::into_inner).0;
+            feed = shared.frames.wait_timeout(feed, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
     /// Everything up to `number` is durable at the target.
-    pub fn acknowledged(&self, number: FrameNumber) {
-        if self.shared.feed().acknowledge(number) {
-            self.shared.changed.notify_all();
-        }
+    ///
+    /// Errors: that frame never left; the target is not to be trusted, and nothing was cleared.
+    pub fn acknowledged(&self, number: FrameNumber) -> Result<(), SourceError> {
+        Ok(self.shared.with_feed(|feed| feed.acknowledge(number, self.shared.clock.wall()))?)
     }
 
-    /// Ships nothing until the next connect; the map goes on.
-    pub fn fall_back(&self, reason: &str) -> Result<(), SourceError> {
-        self.shared.feed().fall_back(reason)?;
-        self.shared.changed.notify_all();
-        Ok(())
+    /// Ships nothing until [`Source::resume`] or the next [`Source::connect`]; the map goes on.
+    pub fn pause(&self, reason: &str) {
+        self.shared.with_feed(|feed| feed.pause(reason));
+    }
+
+    /// Ends a pause: what changed meanwhile is injected.
+    pub fn resume(&self) {
+        self.shared.with_feed(|feed| feed.resume(self.shared.clock.wall()));
     }
 
     /// How much may wait for the target.
     pub fn set_staging_max(&self, bytes: u64) {
-        self.shared.feed().set_staging_max(bytes);
+        self.shared.with_feed(|feed| feed.set_staging_max(bytes));
     }
 
-    /// Cuts a barrier. Errors: nothing is shipped now, or a repair is under way.
+    /// Cuts a barrier that makes a recovery point, and sends it at once.
+    ///
+    /// Errors: nothing is shipped now, or a repair is under way; no point was made.
     pub fn barrier(
         &self,
         kind: BarrierKind,
         name: &str,
         point: PointId,
     ) -> Result<(Sequence, Timestamp), SourceError> {
-        let mut feed = self.shared.feed();
-        let barrier = Barrier { kind, consistent: true, point: Some(point), name: name.to_owned() };
-        let (mode, reason) = (feed.mode().0, feed.mode().1.to_owned());
-        if mode != Mode::Data {
-            return Err(SourceError::NotShipping { mode: mode.name(), reason });
-        }
-        let cut = feed.barrier(barrier, self.shared.clock.wall())?;
-        feed.seal()?;
-        self.shared.changed.notify_all();
-        match cut {
-            Some((sequence, time, true)) => Ok((sequence, time)),
-            _ => Err(SourceError::NotShipping { mode: mode.name(), reason }),
-        }
+        self.shared.with_feed(|feed| {
+            let (mode, reason) = feed.mode();
+            let refused = SourceError::NotShipping { mode: mode.name(), reason: reason.to_owned() };
+            if mode != Mode::Data {
+                return Err(refused);
+            }
+            let barrier = Barrier { kind, consistent: true, point: Some(point), name: name.to_owned() };
+            let cut = feed.barrier(barrier, self.shared.clock.wall());
+            feed.seal();
+            match cut {
+                Some((sequence, time, true)) => Ok((sequence, time)),
+                Some((_, _, false)) | None => Err(refused),
+            }
+        })
     }
 
-    /// How it is.
-    pub fn status(&self) -> SourceStatus {
-        let feed = self.shared.feed();
-        let (mode, reason) = feed.mode();
-        let (waiting_bytes, staged_bytes, staging_max) = feed.waiting();
-        SourceStatus {
-            mode,
-            reason: reason.to_owned(),
-            dirty_bytes: feed.dirty_bytes(),
-            waiting_bytes,
-            staged_bytes,
-            staging_max,
-            totals: feed.totals,
-            newest: feed.newest(),
-            doubt: self.shared.doubt.clone(),
-        }
-    }
-
-    /// Cuts a barrier and digests every disk as of it, while the machine runs on. A write to a block that
-    /// was not read yet waits for one read of that block.
+    /// Cuts a barrier and digests every disk as of it, while the machine runs on. Reads all disks once.
+    ///
+    /// Errors: as for [`Source::barrier`]; [`SourceError::Digest`]: a disk cannot be read, or more was
+    /// overwritten meanwhile than can be remembered.
     pub fn digest_at_barrier(
         &self,
         point: PointId,
     ) -> Result<(Sequence, Timestamp, Vec<Digest>), SourceError> {
-        self.shared.digest(point, |point| self.barrier(BarrierKind::Crash, "verify", point))
+        self.shared.digest(|| self.barrier(BarrierKind::Crash, "verify", point))
+    }
+
+    /// How it is.
+    pub fn status(&self) -> SourceStatus {
+        let guest = self.shared.io.now();
+        let feed = self.shared.feed();
+        let (mode, reason) = feed.mode();
+        let queue = feed.queue();
+        let faults = feed.maps().iter().filter_map(ChangeMap::fault).chain(queue.fault());
+        SourceStatus {
+            mode,
+            reason: reason.to_owned(),
+            dirty_bytes: feed.dirty_bytes(),
+            waiting_bytes: queue.bytes(),
+            staged_bytes: queue.staged_bytes(),
+            staging_max: queue.bytes_max(),
+            waiting_frames: queue.len(),
+            acknowledged: queue.acked().0,
+            totals: feed.totals,
+            guest,
+            newest: feed.newest(),
+            epoch: feed.epoch(),
+            doubt: self.doubt.clone(),
+            faults: faults.map(str::to_owned).collect(),
+        }
+    }
+
+    /// Closes in good order: changes are refused, what waits is staged, disks and maps are flushed. The next
+    /// start believes the maps then, and goes on with the feed where it was. Closed already: does nothing.
+    ///
+    /// Errors: the next start may send more than what changed.
+    pub fn close(&self) -> io::Result<()> {
+        let Some(threads) = self.threads().take() else { return Ok(()) };
+        let shared = &self.shared;
+        shared.close();
+        shared.stop();
+        for thread in threads {
+            if thread.join().is_err() {
+                tracing::error!(machine = %shared.machine, "a thread of the feed died");
+            }
+        }
+        shared.with_feed(Feed::seal);
+        loop {
+            let next = shared.feed().next_to_stage(shared.clock.wall(), true);
+            let Some((number, envelope, place)) = next else { break };
+            place.write(&envelope)?;
+            shared.feed().staged(number, place);
+        }
+        shared.disks.iter().try_for_each(Part::flush)?;
+        shared.store_clears()?;
+        let stamps = shared.stamps();
+        let mut feed = shared.feed();
+        for (map, stamp) in feed.maps_mut().iter_mut().zip(stamps) {
+            if let Some(stamp) = stamp {
+                map.close(stamp, shared.clock.wall())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Source {
+    fn threads(&self) -> MutexGuard<'_, Option<Vec<JoinHandle<()>>>> {
+        self.threads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Source {
     fn drop(&mut self) {
-        self.shared.stop.store(true, Ordering::Release);
-        self.shared.changed.notify_all();
-        for thread in self.threads.drain(..) {
-            let _ = thread.join();
-        }
-        if let Err(error) = self.shared.persist_clears() {
-            tracing::warn!(%error, "cleared bits were not stored: they are sent again at the next start");
+        if let Err(error) = self.close() {
+            tracing::warn!(machine = %self.shared.machine, %error,
+                "the source could not be closed in good order: more than needed is sent after the next start");
         }
     }
 }
 
-impl Shared {
-    fn feed(&self) -> MutexGuard<'_, Feed> {
-        self.feed.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn tick(&self) {
-        let mut opened: Option<Duration> = None;
-        let mut last_record = (Sequence(0), self.clock.uptime());
-        let mut persisted = self.clock.uptime();
-        let mut feed = self.feed();
-        while !self.stop.load(Ordering::Acquire) {
-            let now = self.clock.uptime();
-            if feed.newest().0 != last_record.0 {
-                last_record = (feed.newest().0, now);
-            }
-            if now.saturating_sub(last_record.1) >= QUIET && feed.mode().0 != Mode::Bitmap {
-                if let Err(error) = feed.barrier(Barrier::time_mark(true), self.clock.wall()) {
-                    tracing::error!(%error, "a time mark could not be set");
-                }
-                last_record.1 = now;
-            }
-            opened = if feed.has_open_frame() { opened.or(Some(now)) } else { None };
-            if opened.is_some_and(|at| now.saturating_sub(at) >= FRAME_AGE) {
-                if let Err(error) = feed.seal() {
-                    tracing::error!(%error, "a frame could not be closed");
-                }
-                opened = None;
-                self.changed.notify_all();
-            }
-            if now.saturating_sub(persisted) >= PERSIST_EVERY {
-                persisted = now;
-                drop(feed);
-                if let Err(error) = self.persist_clears() {
-                    tracing::warn!(%error, "cleared bits wait: the disk or the map could not be flushed");
-                }
-                feed = self.feed();
-            }
-            let wait = match opened {
-                Some(at) => FRAME_AGE
-                    .saturating_sub(self.clock.uptime().saturating_sub(at))
-                    .max(Duration::from_millis(1)),
-                // A record that comes now waits for at most this until its frame's age is counted.
-                None if feed.mode().0 == Mode::Bitmap => Duration::from_millis(200),
-                None => Duration::from_millis(10),
-            };
-            feed = self.changed.wait_timeout(feed, wait).unwrap_or_else(PoisonError::into_inner).0;
-        }
-    }
-
-    fn inject(&self) {
-        let mut buffer = Vec::new();
-        let mut feed = self.feed();
-        while !self.stop.load(Ordering::Acquire) {
-            if feed.mode().0 != Mode::CatchingUp || feed.waiting().0 > INJECT_WINDOW {
-                feed = self
-                    .changed
-                    .wait_timeout(feed, Duration::from_millis(200))
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .0;
-                continue;
-            }
-            let Some((disk, offset, length)) = feed.next_injection(INJECT_BYTES, &self.sizes) else {
-                if let Err(error) = feed.finish_catching_up(self.clock.wall()).and_then(|_| feed.seal()) {
-                    tracing::error!(%error, "catching up could not be finished");
-                }
-                self.changed.notify_all();
-                continue;
-            };
-            drop(feed);
-            let injected = self.inject_one(disk, offset, length, &mut buffer);
-            feed = self.feed();
-            if let Err(error) = injected {
-                // Never zeroes in place of data: the regions stay stale and are tried again.
-                tracing::error!(disk = disk.0, offset, length, %error, "the source could not be read; its regions wait");
-                feed = self
-                    .changed
-                    .wait_timeout(feed, Duration::from_secs(1))
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .0;
-            }
-        }
-    }
-
-    fn inject_one(&self, disk: DiskIndex, offset: u64, length: u64, buffer: &mut Vec<u8>) -> io::Result<()> {
-        let part = &self.disks[usize::from(disk.0)];
-        let _held = part.locks.exclusive(offset, length);
-        buffer.resize(length as usize, 0);
-        part.disk.read(offset, buffer)?;
-        let zeroes = buffer.iter().all(|byte| *byte == 0);
-        let mut feed = self.feed();
-        if !(zeroes && feed.skip_zeroes(disk, offset, length)) {
-            feed.inject(disk, offset, Bytes::copy_from_slice(buffer), self.clock.wall())?;
-        }
-        self.changed.notify_all();
-        Ok(())
-    }
-
-    fn persist_clears(&self) -> io::Result<()> {
-        let (words, acked) = {
-            let mut feed = self.feed();
-            if !feed.maps_mut().iter().any(|map| map.has_clears()) {
-                return Ok(());
-            }
-            let words: Vec<_> = feed.maps_mut().iter_mut().map(ChangeMap::take_clears).collect();
-            (words, feed.acked())
-        };
-        // What a cleared bit relies on is on record before the bit is: the disk's content, and how far the
-        // replica was, so that a replica that goes back in time is noticed.
-        write_acked(&self.dir, acked)?;
-        for (index, words) in words.iter().enumerate() {
-            if !words.is_empty() {
-                self.flush(index)?;
-            }
-        }
-        let mut feed = self.feed();
-        for (map, words) in feed.maps_mut().iter_mut().zip(&words) {
-            map.persist_clears(words)?;
-        }
-        Ok(())
-    }
-
-    /// A flush that failed once is never believed again: the kernel may have dropped the pages.
-    fn flush(&self, index: usize) -> io::Result<()> {
-        let part = &self.disks[index];
-        if part.poisoned.load(Ordering::Acquire) {
-            return Err(io::Error::other(
-                "a flush of this disk failed before: restart the agent after the disk was seen to",
-            ));
-        }
-        part.disk.flush().inspect_err(|_| part.poisoned.store(true, Ordering::Release))
-    }
-
-    /// Before a guest's change while a scan is under way: sums what it will overwrite.
-    fn keep_for_scan(&self, disk: usize, offset: u64, length: u64) {
-        let mut scan = self.scan.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(scan) = scan.as_mut() else { return };
-        for region in offset / REGION_BYTES..=(offset + length - 1) / REGION_BYTES {
-            let passed = disk < scan.disk || (disk == scan.disk && region < scan.done);
-            if passed || scan.kept.contains_key(&(disk, region)) {
-                continue;
-            }
-            match self.sum(disk, region) {
-                Ok(sum) => {
-                    scan.kept.insert((disk, region), sum);
-                }
-                Err(error) => scan.failed = Some(error.to_string()),
-            }
-        }
-    }
-
-    fn sum(&self, disk: usize, region: u64) -> io::Result<BlockSum> {
-        let start = region * REGION_BYTES;
-        let mut block = vec![0; REGION_BYTES.min(self.sizes[disk] - start) as usize];
-        self.disks[disk].disk.read(start, &mut block)?;
-        Ok(BlockSum::of(&block))
-    }
-
-    fn digest(
-        &self,
-        point: PointId,
-        cut: impl FnOnce(PointId) -> Result<(Sequence, Timestamp), SourceError>,
-    ) -> Result<(Sequence, Timestamp, Vec<Digest>), SourceError> {
-        let (sequence, time) = {
-            // Nothing under way while the barrier is cut and the scan begins.
-            let _held: Vec<_> = self
-                .disks
-                .iter()
-                .zip(&self.sizes)
-                .map(|(part, size)| part.locks.exclusive(0, *size))
-                .collect();
-            let cut = cut(point)?;
-            *self.scan.lock().unwrap_or_else(PoisonError::into_inner) =
-                Some(Scan { disk: 0, done: 0, kept: HashMap::new(), failed: None });
-            self.scanning.store(true, Ordering::Release);
-            cut
-        };
-        let scanned = self.scan_all();
-        self.scanning.store(false, Ordering::Release);
-        let scan = self.scan.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(reason) = scan.and_then(|scan| scan.failed) {
-            return Err(SourceError::Io(io::Error::other(reason)));
-        }
-        Ok((sequence, time, scanned?))
-    }
-
-    fn scan_all(&self) -> Result<Vec<Digest>, SourceError> {
-        let mut digests = Vec::new();
-        for (disk, size) in self.sizes.iter().enumerate() {
-            let mut digest = DiskDigest::new(*size);
-            for region in 0..size.div_ceil(REGION_BYTES) {
-                let _held = self.disks[disk].locks.shared(region * REGION_BYTES, REGION_BYTES);
-                let mut scan = self.scan.lock().unwrap_or_else(PoisonError::into_inner);
-                let kept = scan.as_mut().and_then(|scan| {
-                    (scan.disk, scan.done) = (disk, region + 1);
-                    scan.kept.remove(&(disk, region))
-                });
-                drop(scan);
-                digest.push(match kept {
-                    Some(sum) => sum,
-                    None => self.sum(disk, region)?,
-                });
-            }
-            digests.push(digest.finish());
-        }
-        Ok(digests)
+fn lock(dir: &Path) -> Result<File, SourceError> {
+    let state = |source| SourceError::State { dir: dir.to_owned(), source };
+    let options = File::options().read(true).write(true).create(true).truncate(false).open(dir.join("lock"));
+    let file = options.map_err(state)?;
+    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(SourceError::InUse { dir: dir.to_owned() }),
+        Err(error) => Err(state(error.into())),
     }
 }
 
-/// A disk of a source as guests see it.
-struct SplitDisk {
-    shared: Arc<Shared>,
-    index: usize,
-}
-
-impl SplitDisk {
-    fn change(
-        &self,
-        offset: u64,
-        length: u64,
-        durable: bool,
-        apply: impl FnOnce(&dyn SourceDisk) -> io::Result<()>,
-        change: impl FnOnce(DiskIndex) -> Change,
-    ) -> io::Result<()> {
-        let shared = &*self.shared;
-        let (part, disk) = (&shared.disks[self.index], DiskIndex(self.index as u16));
-        let _held = part.locks.exclusive(offset, length);
-        if shared.scanning.load(Ordering::Acquire) {
-            shared.keep_for_scan(self.index, offset, length);
-        }
-        shared.feed().begin(disk, offset, length)?;
-        if let Err(error) = apply(&*part.disk) {
-            shared.feed().failed(disk, offset, length);
-            shared.changed.notify_all();
-            return Err(error);
-        }
-        shared.feed().applied(change(disk), shared.clock.wall())?;
-        if durable {
-            shared.flush(self.index)?;
-        }
-        Ok(())
+fn usable_size(index: usize, disk: &dyn SourceDisk) -> Result<u64, SourceError> {
+    let size = disk.size().map_err(|error| SourceError::Disk { index, reason: error.to_string() })?;
+    if DISK_BYTES.contains(&size) && size % 512 == 0 {
+        return Ok(size);
     }
-}
-
-impl BlockDevice for SplitDisk {
-    fn size(&self) -> u64 {
-        self.shared.sizes[self.index]
-    }
-    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        let part = &self.shared.disks[self.index];
-        let _held = part.locks.shared(offset, out.len() as u64);
-        part.disk.read(offset, out)
-    }
-    fn write(&self, offset: u64, data: &[u8], durable: bool) -> io::Result<()> {
-        let length = data.len() as u64;
-        self.change(
-            offset,
-            length,
-            durable,
-            |disk| disk.write(offset, data),
-            |disk| Change::Write { disk, offset, data: Bytes::copy_from_slice(data), injected: false },
-        )
-    }
-    fn flush(&self) -> io::Result<()> {
-        self.shared.flush(self.index)
-    }
-    fn zero(&self, offset: u64, length: u64, may_trim: bool, durable: bool) -> io::Result<()> {
-        self.change(
-            offset,
-            length,
-            durable,
-            |disk| disk.zero(offset, length, may_trim),
-            |disk| Change::Zero {
-                disk,
-                offset,
-                // NBD lengths are 32 bits.
-                length: length as u32,
-                injected: false,
-            },
-        )
-    }
-    fn extents(&self, offset: u64, length: u64, out: &mut Vec<Extent>) -> io::Result<()> {
-        let part = &self.shared.disks[self.index];
-        let _held = part.locks.shared(offset, length);
-        part.disk.extents(offset, length, out)
-    }
-}
-
-/// Staging: envelopes back to back in one file, forgotten when the feed starts over.
-struct StageFile {
-    file: File,
-    end: u64,
-}
-
-impl StageFile {
-    fn create(path: PathBuf) -> io::Result<Self> {
-        let file = File::options().read(true).write(true).create(true).truncate(true).open(path)?;
-        Ok(Self { file, end: 0 })
-    }
-}
-
-impl Stage for StageFile {
-    fn put(&mut self, envelope: &Envelope) -> io::Result<u64> {
-        let at = self.end;
-        let bytes = envelope.encode();
-        self.file.write_all_at(&bytes, at)?;
-        self.end += bytes.len() as u64;
-        Ok(at)
-    }
-    fn get(&mut self, at: u64) -> io::Result<Envelope> {
-        let mut prefix = [0; 32];
-        self.file.read_exact_at(&mut prefix, at)?;
-        let damaged = |error| io::Error::new(io::ErrorKind::InvalidData, error);
-        let decoded = continuum_model::feed::envelope::EnvelopePrefix::decode(&prefix).map_err(damaged)?;
-        let mut body = vec![0; decoded.body_len().min(ENVELOPE_BYTES_MAX)];
-        self.file.read_exact_at(&mut body, at + 32)?;
-        decoded.open(body.into()).map_err(damaged)
-    }
-    fn clear(&mut self) -> io::Result<()> {
-        if self.end > 0 {
-            self.file.set_len(0)?;
-            self.end = 0;
-        }
-        Ok(())
-    }
-}
-
-/// `acked`: frame number u64, digest u128, sum u64 (xxh3-64 of the 24 bytes before).
-fn read_acked(dir: &std::path::Path) -> (FrameNumber, u128) {
-    let Ok(bytes) = std::fs::read(dir.join("acked")) else { return (FrameNumber(0), 0) };
-    let Ok(bytes) = <[u8; 32]>::try_from(bytes.as_slice()) else { return (FrameNumber(0), 0) };
-    let (head, sum) = bytes.split_at(24);
-    if xxhash_rust::xxh3::xxh3_64(head).to_le_bytes() != sum {
-        return (FrameNumber(0), 0);
-    }
-    let number = u64::from_le_bytes(head[..8].try_into().unwrap_or_default());
-    (FrameNumber(number), u128::from_le_bytes(head[8..].try_into().unwrap_or_default()))
-}
-
-fn write_acked(dir: &std::path::Path, (number, digest): (FrameNumber, u128)) -> io::Result<()> {
-    let mut bytes = number.0.to_le_bytes().to_vec();
-    bytes.extend_from_slice(&digest.to_le_bytes());
-    let sum = xxhash_rust::xxh3::xxh3_64(&bytes);
-    bytes.extend_from_slice(&sum.to_le_bytes());
-    let (path, temporary) = (dir.join("acked"), dir.join("acked.new"));
-    let mut file = File::create(&temporary)?;
-    file.write_all(&bytes)?;
-    file.sync_data()?;
-    std::fs::rename(temporary, path)?;
-    File::open(dir)?.sync_all()
+    let reason = format!(
+        "it has {size} bytes; give it a size that is a multiple of 512 bytes, between 4 KiB and 64 TiB"
+    );
+    Err(SourceError::Disk { index, reason })
 }

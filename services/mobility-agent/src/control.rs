@@ -1,10 +1,9 @@
 //! Serving the disks, and the session with the vault.
 
-use crate::sender::{self, Link, Route};
-use continuum_capture::disk::FileDisk;
-use continuum_capture::nbd;
+use crate::sender::{self, Course, Link, Route};
+use continuum_capture::block_server::Listen;
 use continuum_capture::source::SourceSpec;
-use continuum_capture::{Source, SourceConfig};
+use continuum_capture::{BlockServer, FileDisk, Source, SourceConfig, SourceStatus};
 use continuum_model::fault::{Fault, FaultClass};
 use continuum_model::feed::BarrierKind;
 use continuum_model::health::Mode;
@@ -60,9 +59,9 @@ struct Agent {
     config: AgentConfig,
     machine: MachineId,
     source: Arc<Source>,
-    server: nbd::Server,
+    server: BlockServer,
     boot_id: String,
-    route: watch::Sender<Option<Route>>,
+    course: watch::Sender<Course>,
     assigned: Mutex<pb::AgentAssignment>,
     link: Arc<Mutex<Link>>,
     retry_now: Arc<Notify>,
@@ -101,21 +100,17 @@ pub async fn run(
     let source = Source::open(source, Arc::new(SystemClock::default()), &mut SystemEntropy)
         .map_err(|error| start("the source cannot be opened", format!("{error}{}", cause(&error))))?;
     let source = Arc::new(source);
-    let server = nbd::Server::on_unix(&config.socket)
+    let names: Vec<&str> = config.disks.iter().map(|disk| disk.name.as_str()).collect();
+    let server = BlockServer::start(source.clone(), &Listen::Unix(config.socket.clone()), &names)
         .map_err(|error| start("the disks cannot be served", error.to_string()))?;
-    for (index, disk) in config.disks.iter().enumerate() {
-        if let Some(device) = source.device(index) {
-            server.export(&disk.name, device);
-        }
-    }
     tracing::info!(socket = %config.socket.display(), disks = config.disks.len(), "disks are served");
-    let (route, routes) = watch::channel(None);
+    let (course, courses) = watch::channel(Course::Wait);
     let agent = Arc::new(Agent {
         machine,
         source: source.clone(),
         server,
         boot_id: format!("{}-{}", std::process::id(), SystemClock::default().wall().micros()),
-        route,
+        course,
         assigned: Mutex::default(),
         link: Arc::default(),
         retry_now: Arc::default(),
@@ -125,7 +120,7 @@ pub async fn run(
     let sending = sender::run(
         source,
         credentials.clone(),
-        routes,
+        courses,
         agent.link.clone(),
         agent.retry_now.clone(),
         stop.clone(),
@@ -138,7 +133,20 @@ pub async fn run(
     let session = session::run(dial, agent.clone(), agent.report_now.clone(), stop.clone());
     let points = agent.cut_points(stop);
     tokio::join!(sending, session, points);
-    Ok(())
+    // Guests leave first; then what waits is staged and the maps are closed, so that the next start believes them.
+    let closed = tokio::task::spawn_blocking(move || agent.server.close());
+    match closed.await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => Err(unclean(error.to_string())),
+        Err(error) => Err(unclean(error.to_string())),
+    }
+}
+
+fn unclean(reason: String) -> Fault {
+    Fault::new(FaultClass::Failed, "agent.stop", format!("the disks were not closed in good order: {reason}"))
+        .affects("the next start of this agent: it sends more than what changed")
+        .spares("what the machine wrote")
+        .remedy("see to the disk that holds the agent's folder, and to the machine's own disks")
 }
 
 fn cause(error: &dyn std::error::Error) -> String {
@@ -190,6 +198,15 @@ impl Agent {
     }
 }
 
+/// Why the feed is not whole, and what of the agent's own files does not work, in one text.
+fn reason(status: &SourceStatus) -> String {
+    // Why everything is sent again: of interest until that is done.
+    let doubt = status.doubt.as_deref().filter(|_| status.mode != Mode::Data);
+    let parts =
+        [status.reason.as_str()].into_iter().chain(doubt).chain(status.faults.iter().map(String::as_str));
+    parts.filter(|part| !part.is_empty()).collect::<Vec<_>>().join("; ")
+}
+
 fn refused(code: &str, message: String) -> Fault {
     Fault::new(FaultClass::NotReady, code, message)
         .affects("this request")
@@ -221,7 +238,7 @@ impl Handler for Agent {
             disks: self.disks(),
             protected: assigned.replicate,
             mode: status.mode.name().into(),
-            mode_reason: status.reason,
+            mode_reason: reason(&status),
             dirty_bytes: status.dirty_bytes,
             in_flight_bytes: status.waiting_bytes,
             staged_bytes: status.staged_bytes,
@@ -251,29 +268,26 @@ impl Handler for Agent {
         if let Some(policy) = &assignment.policy {
             self.source.set_staging_max(policy.staging_bytes_max.max(64 << 20));
         }
-        let ships = assignment.replicate && !assignment.paused && !assignment.fenced;
-        let route = (ships && !assignment.process_server_address.is_empty()).then(|| Route {
-            machine: self.machine,
-            epoch: Epoch(assignment.epoch),
-            address: assignment.process_server_address.clone(),
-            server: assignment.process_server_id.clone(),
-        });
-        if !ships {
-            let reason = if assignment.fenced {
-                "this machine was failed over: its writes are remembered here and not replicated"
-            } else if assignment.paused {
-                "an operator paused replication"
-            } else {
-                "this machine is not protected"
-            };
-            if let Err(error) = self.source.fall_back(reason) {
-                tracing::error!(%error, "the change map could not be kept");
-            }
-        }
+        let course = if assignment.fenced {
+            Course::Hold("this machine was failed over: its writes are remembered here and not replicated")
+        } else if !assignment.replicate {
+            Course::Hold("this machine is not protected")
+        } else if assignment.paused {
+            Course::Hold("an operator paused replication")
+        } else if assignment.process_server_address.is_empty() {
+            Course::Wait
+        } else {
+            Course::Ship(Route {
+                machine: self.machine,
+                epoch: Epoch(assignment.epoch),
+                address: assignment.process_server_address.clone(),
+                server: assignment.process_server_id.clone(),
+            })
+        };
         *self.assigned.lock().unwrap_or_else(PoisonError::into_inner) = assignment;
-        self.route.send_if_modified(|current| {
-            let changed = *current != route;
-            *current = route;
+        self.course.send_if_modified(|current| {
+            let changed = *current != course;
+            *current = course;
             changed
         });
     }

@@ -1,12 +1,15 @@
 //! One stream to the process server: frames out, acknowledgements in; opened again whenever it breaks.
+//!
+//! Who ships, holds and goes on is decided here alone, in one task: a hold that raced with a stream being opened
+//! could otherwise be undone by it.
 
-use continuum_capture::Source;
-use continuum_capture::feed::{Connected, Next, ReplicaState};
+use continuum_capture::{Connected, Next, ReplicaState, Source};
 use continuum_model::fault::{Fault, FaultClass};
+use continuum_model::feed::Envelope;
 use continuum_model::id::MachineId;
 use continuum_model::retry::{RetryClass, RetrySchedule};
 use continuum_model::time::Timestamp;
-use continuum_model::units::{Epoch, FrameNumber};
+use continuum_model::units::{Bytes, Epoch, FrameNumber};
 use continuum_model::world::{Clock, SystemClock, SystemEntropy};
 use continuum_wire::channel::{self, Hello, Message, Receiver, Sender};
 use continuum_wire::identity::Role;
@@ -29,6 +32,17 @@ pub struct Route {
     pub server: String,
 }
 
+/// What the feed is to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Course {
+    /// Nobody said where to ship yet: changes wait, and are staged.
+    Wait,
+    /// Only the map grows, for this reason.
+    Hold(&'static str),
+    /// Ship.
+    Ship(Route),
+}
+
 /// How the stream is, for reports.
 #[derive(Debug, Clone, Default)]
 pub struct Link {
@@ -47,11 +61,11 @@ const IN_HAND: usize = 4;
 /// How long the feed is asked to wait for a frame. Only bounds how late a stop is noticed.
 const PATIENCE: Duration = Duration::from_millis(250);
 
-/// Ships until `stop`, along whatever route is set; `None`: not at all.
+/// Ships until `stop`, on whatever course is set.
 pub async fn run(
     source: Arc<Source>,
     credentials: Credentials,
-    mut route: watch::Receiver<Option<Route>>,
+    mut course: watch::Receiver<Course>,
     link: Arc<Mutex<Link>>,
     retry_now: Arc<Notify>,
     stop: CancellationToken,
@@ -59,19 +73,25 @@ pub async fn run(
     let mut schedule = RetrySchedule::default();
     let tell = |change: &dyn Fn(&mut Link)| change(&mut link.lock().unwrap_or_else(PoisonError::into_inner));
     loop {
-        let wanted = route.borrow_and_update().clone();
-        let Some(wanted) = wanted else {
-            tell(&|link| *link = Link::default());
-            tokio::select! {
-                () = stop.cancelled() => return,
-                changed = route.changed() => if changed.is_err() { return },
+        let wanted = course.borrow_and_update().clone();
+        let wanted = match wanted {
+            Course::Ship(route) => route,
+            Course::Wait | Course::Hold(_) => {
+                if let Course::Hold(reason) = wanted {
+                    source.pause(reason);
+                }
+                tell(&|link| *link = Link::default());
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    changed = course.changed() => if changed.is_err() { return },
+                }
+                schedule.reset();
+                continue;
             }
-            schedule.reset();
-            continue;
         };
         let fault = tokio::select! {
             () = stop.cancelled() => return,
-            changed = route.changed() => {
+            changed = course.changed() => {
                 if changed.is_err() { return }
                 schedule.reset();
                 continue;
@@ -94,7 +114,7 @@ pub async fn run(
             () = stop.cancelled() => return,
             () = tokio::time::sleep(wait) => {}
             () = retry_now.notified() => schedule.reset(),
-            changed = route.changed() => {
+            changed = course.changed() => {
                 if changed.is_err() { return }
                 schedule.reset();
             }
@@ -126,10 +146,14 @@ async fn stream(
         Ok(connected) => connected,
         Err(error) => return local(&error.to_string()),
     };
+    let after = welcome.number;
     match connected {
-        Connected::Continued => tracing::info!(after = %welcome.number, "stream open: the feed goes on"),
-        Connected::Broken { reason } => {
-            tracing::info!(after = %welcome.number, reason, "stream open: catching up")
+        Connected::Continued => tracing::info!(%after, "stream open: the feed goes on"),
+        Connected::Broken { reason, stale_bytes } => {
+            tracing::info!(%after, reason, stale = %Bytes(stale_bytes), "stream open: catching up");
+        }
+        Connected::Waiting { reason } => {
+            tracing::info!(%after, reason, "stream open: what is staged goes first, then it catches up");
         }
     }
     *link.lock().unwrap_or_else(PoisonError::into_inner) = Link { connected: true, ..Link::default() };
@@ -153,31 +177,22 @@ async fn stream(
 }
 
 /// Takes frames from the feed, which blocks, and hands them to the stream, which does not.
-fn pump(
-    source: &Source,
-    stretch: u64,
-    mut after: FrameNumber,
-    frames: &mpsc::Sender<continuum_model::feed::Envelope>,
-) {
+fn pump(source: &Source, stretch: u64, mut after: FrameNumber, frames: &mpsc::Sender<Arc<Envelope>>) {
     while !frames.is_closed() {
         match source.next_frame(stretch, after, PATIENCE) {
-            Ok(Next::Frame(envelope)) => {
+            Next::Frame(envelope) => {
                 after = envelope.head.identity.number;
-                if frames.blocking_send(*envelope).is_err() {
+                if frames.blocking_send(envelope).is_err() {
                     return;
                 }
             }
-            Ok(Next::Idle) => {}
-            Ok(Next::Reset) => return,
-            Err(error) => {
-                tracing::error!(%error, "the feed cannot be read");
-                return;
-            }
+            Next::Idle => {}
+            Next::Reset => return,
         }
     }
 }
 
-async fn send(mut sender: Sender, mut queue: mpsc::Receiver<continuum_model::feed::Envelope>) -> Fault {
+async fn send(mut sender: Sender, mut queue: mpsc::Receiver<Arc<Envelope>>) -> Fault {
     loop {
         let envelope = match queue.try_recv() {
             Ok(envelope) => envelope,
@@ -203,7 +218,14 @@ async fn send(mut sender: Sender, mut queue: mpsc::Receiver<continuum_model::fee
 async fn acknowledge(source: &Source, mut receiver: Receiver) -> Fault {
     loop {
         match receiver.next().await {
-            Ok(Some(Message::Ack(ack))) => source.acknowledged(ack.number),
+            Ok(Some(Message::Ack(ack))) => {
+                if let Err(error) = source.acknowledged(ack.number) {
+                    return Fault::new(FaultClass::Refused, "target.ahead", error.to_string())
+                        .affects("replication of this machine: the stream was closed")
+                        .spares("its writes: none of them was taken for replicated")
+                        .remedy("see what happened to the master target and its replica");
+                }
+            }
             Ok(Some(Message::Refused(fault))) | Err(fault) => return fault,
             Ok(Some(Message::Frame(_))) => return local("a frame came the wrong way"),
             Ok(None) => {

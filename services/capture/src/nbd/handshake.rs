@@ -1,9 +1,10 @@
 //! Option haggling: from the greeting until a client has chosen an export.
 
-use super::server::Connection;
+use super::server::{Connection, Socket};
 use super::{BlockDevice, REQUEST_BYTES_MAX};
 use std::io::{self, Read, Write};
 use std::sync::Arc;
+use std::time::Instant;
 
 const MAGIC: u64 = 0x4e42_444d_4147_4943;
 const OPTION_MAGIC: u64 = 0x4948_4156_454f_5054;
@@ -44,9 +45,44 @@ pub(super) struct Agreed {
     pub(super) allocation: bool,
 }
 
-/// Haggles. `None`: the client left in good order.
-pub(super) fn haggle(connection: &Connection) -> io::Result<Option<Agreed>> {
-    let mut io = connection.socket();
+/// A socket that is given up at a moment, however busy its peer looks.
+struct Until<'a> {
+    socket: &'a Socket,
+    deadline: Instant,
+}
+
+impl Until<'_> {
+    fn arm(&self) -> io::Result<()> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "handshake not finished in 10 s"));
+        }
+        self.socket.deadlines(Some(left), left)
+    }
+}
+
+impl Read for Until<'_> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        self.arm()?;
+        let mut socket = self.socket;
+        socket.read(out)
+    }
+}
+
+impl Write for Until<'_> {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        self.arm()?;
+        let mut socket = self.socket;
+        socket.write(data)
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Haggles until `deadline`. `None`: the client left in good order.
+pub(super) fn haggle(connection: &Connection, deadline: Instant) -> io::Result<Option<Agreed>> {
+    let mut io = Until { socket: connection.socket_ref(), deadline };
     let mut greeting = Vec::with_capacity(18);
     greeting.extend_from_slice(&MAGIC.to_be_bytes());
     greeting.extend_from_slice(&OPTION_MAGIC.to_be_bytes());
@@ -75,7 +111,8 @@ pub(super) fn haggle(connection: &Connection) -> io::Result<Option<Agreed>> {
             OPT_EXPORT_NAME => {
                 // The old way has no error reply: an unknown name ends the connection.
                 let name = export_name(&data).ok_or_else(|| violation("a bad export name"))?;
-                let device = connection.find(&name).ok_or_else(|| violation("an unknown export"))?;
+                let (export, device) =
+                    connection.find(&name).ok_or_else(|| violation("an unknown export"))?;
                 let mut out = Vec::with_capacity(134);
                 out.extend_from_slice(&device.size().to_be_bytes());
                 out.extend_from_slice(&transmission_flags(&*device).to_be_bytes());
@@ -86,7 +123,7 @@ pub(super) fn haggle(connection: &Connection) -> io::Result<Option<Agreed>> {
                 return Ok(Some(Agreed {
                     device,
                     allocation: context_of.as_ref() == Some(&name),
-                    export: name,
+                    export,
                     structured,
                 }));
             }
@@ -116,7 +153,7 @@ pub(super) fn haggle(connection: &Connection) -> io::Result<Option<Agreed>> {
                     )?;
                     continue;
                 };
-                let Some(device) = connection.find(&name) else {
+                let Some((export, device)) = connection.find(&name) else {
                     reply(&mut io, option, REP_ERR_UNKNOWN, b"no such export")?;
                     continue;
                 };
@@ -134,7 +171,7 @@ pub(super) fn haggle(connection: &Connection) -> io::Result<Option<Agreed>> {
                     return Ok(Some(Agreed {
                         device,
                         allocation: context_of.as_ref() == Some(&name),
-                        export: name,
+                        export,
                         structured,
                     }));
                 }
@@ -149,6 +186,10 @@ pub(super) fn haggle(connection: &Connection) -> io::Result<Option<Agreed>> {
             }
             OPT_LIST_META_CONTEXT | OPT_SET_META_CONTEXT => {
                 let set = option == OPT_SET_META_CONTEXT;
+                if set {
+                    // Each attempt replaces the one before, also one that fails.
+                    context_of = None;
+                }
                 let Some((name, queries)) = context_queries(&data) else {
                     reply(&mut io, option, REP_ERR_INVALID, b"malformed query")?;
                     continue;

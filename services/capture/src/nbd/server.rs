@@ -1,7 +1,8 @@
 //! Listening, exports that come and go, connections and their limits.
 //!
-//! A connection has 10 seconds to choose an export. A client that stops reading is cut off when its socket
-//! has been full for 30. When an export is withdrawn its connections are closed.
+//! A connection has 10 seconds in all to choose an export. A client that stops reading is cut off when its
+//! socket has been full for 30. When an export is withdrawn its connections are closed, and when that call
+//! returns none of their requests is under way any more.
 
 use super::{BlockDevice, handshake, transmission};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
@@ -9,17 +10,19 @@ use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 const WRITE_DEADLINE: Duration = Duration::from_secs(30);
 const CONNECTIONS_MAX: usize = 256;
+/// What the data of all large writes under way may take; more is refused with "no memory".
+const LARGE_BYTES_MAX: u64 = 512 << 20;
 
 /// Where a server listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,16 +69,16 @@ impl Socket {
             Self::Tcp(stream) => stream.shutdown(Shutdown::Both),
         };
     }
-    fn deadlines(&self, read: Option<Duration>) -> io::Result<()> {
+    pub(super) fn deadlines(&self, read: Option<Duration>, write: Duration) -> io::Result<()> {
         match self {
             Self::Unix(stream) => {
                 stream.set_read_timeout(read)?;
-                stream.set_write_timeout(Some(WRITE_DEADLINE))
+                stream.set_write_timeout(Some(write))
             }
             Self::Tcp(stream) => {
                 stream.set_nodelay(true)?;
                 stream.set_read_timeout(read)?;
-                stream.set_write_timeout(Some(WRITE_DEADLINE))
+                stream.set_write_timeout(Some(write))
             }
         }
     }
@@ -110,36 +113,69 @@ impl Write for &Socket {
 pub(super) struct Connection {
     id: u64,
     socket: Socket,
-    export: Mutex<Option<String>>,
+    /// What it chose.
+    chosen: Mutex<Option<(String, Arc<dyn BlockDevice>)>>,
     exports: Arc<Exports>,
 }
 
 impl Connection {
-    pub(super) fn socket(&self) -> &Socket {
-        &self.socket
+    /// Sets room aside for the data of a large write; `None`: there is none left.
+    pub(super) fn reserve_large(&self, bytes: u64) -> Option<LargeGuard<'_>> {
+        let used = &self.exports.large_bytes;
+        if used.fetch_add(bytes, Ordering::AcqRel) + bytes > LARGE_BYTES_MAX {
+            used.fetch_sub(bytes, Ordering::AcqRel);
+            return None;
+        }
+        Some(LargeGuard { used, bytes })
     }
     pub(super) fn socket_ref(&self) -> &Socket {
         &self.socket
     }
-    pub(super) fn find(&self, name: &str) -> Option<Arc<dyn BlockDevice>> {
-        let list = self.exports.list.lock().unwrap_or_else(PoisonError::into_inner);
-        match list.get(name) {
+    /// The export of that name, with the name it is listed under.
+    pub(super) fn find(&self, name: &str) -> Option<(String, Arc<dyn BlockDevice>)> {
+        let list = self.exports.list();
+        let found = match list.get_key_value(name) {
             // An empty name means the default: the only export there is.
-            None if name.is_empty() && list.len() == 1 => list.values().next().cloned(),
-            found => found.cloned(),
-        }
+            None if name.is_empty() && list.len() == 1 => list.iter().next(),
+            found => found,
+        };
+        found.map(|(name, device)| (name.clone(), device.clone()))
     }
     pub(super) fn names(&self) -> Vec<String> {
-        self.exports.list.lock().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect()
+        self.exports.list().keys().cloned().collect()
+    }
+}
+
+/// Room for a large write, given back when dropped.
+pub(super) struct LargeGuard<'a> {
+    used: &'a AtomicU64,
+    bytes: u64,
+}
+
+impl Drop for LargeGuard<'_> {
+    fn drop(&mut self) {
+        self.used.fetch_sub(self.bytes, Ordering::AcqRel);
     }
 }
 
 #[derive(Default)]
 struct Exports {
     list: Mutex<BTreeMap<String, Arc<dyn BlockDevice>>>,
-    connections: Mutex<Vec<Weak<Connection>>>,
+    connections: Mutex<Vec<Arc<Connection>>>,
+    /// A connection has ended.
+    left: Condvar,
     threads: Mutex<Vec<JoinHandle<()>>>,
     next_id: AtomicU64,
+    large_bytes: AtomicU64,
+}
+
+impl Exports {
+    fn list(&self) -> MutexGuard<'_, BTreeMap<String, Arc<dyn BlockDevice>>> {
+        self.list.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+    fn connections(&self) -> MutexGuard<'_, Vec<Arc<Connection>>> {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// A listening server. Stops when dropped.
@@ -147,7 +183,7 @@ pub struct Server {
     endpoint: Endpoint,
     exports: Arc<Exports>,
     wake: Arc<OwnedFd>,
-    accepting: Option<JoinHandle<()>>,
+    accepting: Mutex<Option<JoinHandle<()>>>,
 }
 
 enum Listener {
@@ -158,18 +194,20 @@ enum Listener {
 impl Server {
     /// Listens on a Unix socket that only its owner can open. A socket that a dead process left is replaced.
     pub fn on_unix(path: &Path) -> io::Result<Self> {
-        match UnixStream::connect(path) {
-            Ok(_) => {
-                return Err(io::Error::new(
-                    io::ErrorKind::AddrInUse,
-                    format!("{} is served by another process", path.display()),
-                ));
-            }
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path)?,
-            Err(_) => {}
+        let in_use =
+            |what: &str| Err(io::Error::new(io::ErrorKind::AddrInUse, format!("{} {what}", path.display())));
+        match std::fs::symlink_metadata(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+            // A file would refuse the connection, too: only a socket may be removed.
+            Ok(meta) if !meta.file_type().is_socket() => return in_use("is there already, and is no socket"),
+            Ok(_) => match UnixStream::connect(path) {
+                Ok(_) => return in_use("is served by another process"),
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path)?,
+                Err(error) => return Err(error),
+            },
         }
-        let listener = UnixListener::bind(path)?;
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+        let listener = bind_private(path)?;
         Self::start(Endpoint::Unix(path.to_owned()), Listener::Unix(listener))
     }
 
@@ -186,7 +224,7 @@ impl Server {
         let accepting = std::thread::Builder::new()
             .name("nbd-accept".into())
             .spawn(move || accept(&listener, &exports_of, &wake_of))?;
-        Ok(Self { endpoint, exports, wake, accepting: Some(accepting) })
+        Ok(Self { endpoint, exports, wake, accepting: Mutex::new(Some(accepting)) })
     }
 
     /// Where it listens.
@@ -197,37 +235,39 @@ impl Server {
     /// Offers a disk. Replaces one of the same name; clients of that one are closed.
     pub fn export(&self, name: &str, device: Arc<dyn BlockDevice>) {
         self.withdraw(name);
-        self.exports.list.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), device);
+        self.exports.list().insert(name.to_owned(), device);
     }
 
-    /// Withdraws a disk and closes its clients.
+    /// Withdraws a disk and closes its clients. When it returns, none of their requests is under way.
     pub fn withdraw(&self, name: &str) {
-        self.exports.list.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
-        let connections = self.exports.connections.lock().unwrap_or_else(PoisonError::into_inner);
-        for connection in connections.iter().filter_map(Weak::upgrade) {
-            if connection.export.lock().unwrap_or_else(PoisonError::into_inner).as_deref() == Some(name) {
+        let Some(device) = self.exports.list().remove(name) else { return };
+        let mut connections = self.exports.connections();
+        let serves = |connection: &Connection| {
+            let chosen = connection.chosen.lock().unwrap_or_else(PoisonError::into_inner);
+            chosen.as_ref().is_some_and(|chosen| chosen.0 == name && Arc::ptr_eq(&chosen.1, &device))
+        };
+        while connections.iter().any(|connection| serves(connection)) {
+            for connection in connections.iter().filter(|connection| serves(connection)) {
                 connection.socket.shutdown();
             }
+            connections = self.exports.left.wait(connections).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
     /// Clients at this moment.
     pub fn connections(&self) -> usize {
-        let connections = self.exports.connections.lock().unwrap_or_else(PoisonError::into_inner);
-        connections.iter().filter(|connection| connection.strong_count() > 0).count()
+        self.exports.connections().len()
     }
-}
 
-impl Drop for Server {
-    fn drop(&mut self) {
+    /// Stops listening, closes all clients and waits until their requests are done. So does dropping it.
+    pub fn stop(&self) {
+        // Already gone is as good; the eventfd cannot be full.
         let _ = rustix::io::write(&*self.wake, &1u64.to_ne_bytes());
-        if let Some(accepting) = self.accepting.take() {
-            let _ = accepting.join();
-        }
-        for connection in self.exports.connections.lock().unwrap_or_else(PoisonError::into_inner).iter() {
-            if let Some(connection) = connection.upgrade() {
-                connection.socket.shutdown();
-            }
+        let accepting = self.accepting.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(accepting) = accepting else { return };
+        let _ = accepting.join();
+        for connection in self.exports.connections().iter() {
+            connection.socket.shutdown();
         }
         let threads =
             std::mem::take(&mut *self.exports.threads.lock().unwrap_or_else(PoisonError::into_inner));
@@ -238,6 +278,24 @@ impl Drop for Server {
             let _ = std::fs::remove_file(path);
         }
     }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// A listening socket that only its owner can open, from its first moment on.
+fn bind_private(path: &Path) -> io::Result<UnixListener> {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+    let socket =
+        rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    // The file that `bind` makes takes the socket's own mode.
+    rustix::fs::fchmod(&socket, rustix::fs::Mode::from_raw_mode(0o600))?;
+    rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
+    rustix::net::listen(&socket, 128)?;
+    Ok(socket.into())
 }
 
 fn accept(listener: &Listener, exports: &Arc<Exports>, wake: &OwnedFd) {
@@ -273,37 +331,62 @@ fn accept(listener: &Listener, exports: &Arc<Exports>, wake: &OwnedFd) {
 }
 
 fn welcome(socket: Socket, exports: &Arc<Exports>) {
-    let mut connections = exports.connections.lock().unwrap_or_else(PoisonError::into_inner);
-    connections.retain(|connection| connection.strong_count() > 0);
-    if connections.len() >= CONNECTIONS_MAX {
-        return;
-    }
-    let connection = Arc::new(Connection {
-        id: exports.next_id.fetch_add(1, Ordering::Relaxed),
-        socket,
-        export: Mutex::new(None),
-        exports: exports.clone(),
-    });
-    connections.push(Arc::downgrade(&connection));
-    drop(connections);
+    let connection = {
+        let mut connections = exports.connections();
+        if connections.len() >= CONNECTIONS_MAX {
+            tracing::warn!(limit = CONNECTIONS_MAX, "an NBD client was turned away: too many are connected");
+            return;
+        }
+        let connection = Arc::new(Connection {
+            id: exports.next_id.fetch_add(1, Ordering::Relaxed),
+            socket,
+            chosen: Mutex::new(None),
+            exports: exports.clone(),
+        });
+        connections.push(connection.clone());
+        connection
+    };
+    let exports_of = exports.clone();
     let served = std::thread::Builder::new().name("nbd".into()).spawn(move || {
+        // Leaves the list whatever happens: others wait for that.
+        let _leave = Leave(&exports_of, connection.id);
         if let Err(error) = serve(&connection) {
             tracing::debug!(connection = connection.id, "NBD client closed: {error}");
         }
-        connection.socket.shutdown();
     });
     let mut threads = exports.threads.lock().unwrap_or_else(PoisonError::into_inner);
     threads.retain(|thread| !thread.is_finished());
     match served {
         Ok(thread) => threads.push(thread),
-        Err(error) => tracing::warn!(%error, "no thread for an NBD client"),
+        Err(error) => {
+            let newest = exports.next_id.load(Ordering::Relaxed) - 1;
+            drop(Leave(exports, newest));
+            tracing::warn!(%error, "no thread for an NBD client");
+        }
+    }
+}
+
+struct Leave<'a>(&'a Exports, u64);
+
+impl Drop for Leave<'_> {
+    fn drop(&mut self) {
+        let mut connections = self.0.connections();
+        if let Some(at) = connections.iter().position(|connection| connection.id == self.1) {
+            connections.swap_remove(at).socket.shutdown();
+        }
+        self.0.left.notify_all();
     }
 }
 
 fn serve(connection: &Connection) -> io::Result<()> {
-    connection.socket.deadlines(Some(HANDSHAKE_DEADLINE))?;
-    let Some(agreed) = handshake::haggle(connection)? else { return Ok(()) };
-    connection.socket.deadlines(None)?;
-    *connection.export.lock().unwrap_or_else(PoisonError::into_inner) = Some(agreed.export.clone());
-    transmission::serve(connection, &agreed)
+    let Some(agreed) = handshake::haggle(connection, Instant::now() + HANDSHAKE_DEADLINE)? else {
+        return Ok(());
+    };
+    connection.socket.deadlines(None, WRITE_DEADLINE)?;
+    // Said first, looked up again then: whoever withdraws the export now either sees this client or is seen.
+    let chosen = (agreed.export.clone(), agreed.device.clone());
+    *connection.chosen.lock().unwrap_or_else(PoisonError::into_inner) = Some(chosen);
+    let still =
+        connection.find(&agreed.export).is_some_and(|(_, device)| Arc::ptr_eq(&device, &agreed.device));
+    if still { transmission::serve(connection, &agreed) } else { Ok(()) }
 }

@@ -1,0 +1,529 @@
+//! The splitter with real threads: order, digests, modes, faults of disks, restarts.
+
+mod common;
+
+use common::scratch;
+use common::target::{Held, Target, apply, digest_of};
+use continuum_capture::disk::SourceDisk;
+use continuum_capture::simulated::{Fault, SimulatedDisk};
+use continuum_capture::source::{SourceConfig, SourceSpec, Timing};
+use continuum_capture::{Connected, FileDisk, Next, ReplicaState, Source, SourceError};
+use continuum_model::feed::{BarrierKind, Change};
+use continuum_model::health::Mode;
+use continuum_model::id::{DiskId, MachineId, PointId};
+use continuum_model::units::{Epoch, FrameNumber, REGION_BYTES};
+use continuum_model::world::{SystemClock, SystemEntropy};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// Idle feeds mark the time more often than usual: no test has to wait for it.
+const QUICK_MARKS: Timing =
+    Timing { frame_age: Duration::from_millis(20), time_mark: Duration::from_millis(50) };
+
+fn try_open(dir: &Path, disks: Vec<Box<dyn SourceDisk>>) -> Result<Source, SourceError> {
+    let disks = disks
+        .into_iter()
+        .enumerate()
+        .map(|(index, disk)| SourceSpec { id: DiskId::from_bytes([index as u8 + 1; 16]), disk })
+        .collect();
+    let config = SourceConfig { machine: MachineId::from_bytes([7; 16]), dir: dir.join("state"), disks };
+    Source::open_with(config, QUICK_MARKS, Arc::new(SystemClock::default()), &mut SystemEntropy)
+}
+
+fn open(dir: &Path, disks: &[SimulatedDisk]) -> Arc<Source> {
+    let disks = disks.iter().map(|disk| Box::new(disk.clone()) as Box<dyn SourceDisk>).collect();
+    Arc::new(try_open(dir, disks).unwrap())
+}
+
+fn wait_for(what: &str, mut wanted: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !wanted() {
+        assert!(Instant::now() < deadline, "never: {what}");
+        std::thread::park_timeout(Duration::from_millis(2));
+    }
+}
+
+/// A write as its writer remembers it. `issue` and `complete` count on one clock for all.
+#[derive(Clone, Copy)]
+struct Written {
+    issue: u64,
+    complete: u64,
+    /// A write whose data this writer had read before it issued this one.
+    cause: u64,
+}
+
+#[test]
+fn every_position_is_a_state_that_the_disks_could_have_had() {
+    const SIZE: usize = 2 << 20;
+    let dir = scratch();
+    let disks = [SimulatedDisk::new(SIZE), SimulatedDisk::new(SIZE)];
+    let source = open(dir.path(), &disks);
+    let mut held = Held::new(source.sizes());
+    held.records = Some(Vec::new());
+    let target = Target::connect(&source, held);
+    wait_for("data mode", || source.status().mode == Mode::Data);
+
+    let clock = AtomicU64::new(1);
+    let tick = || clock.fetch_add(1, Ordering::SeqCst);
+    let done = AtomicBool::new(false);
+    let mut barriers = Vec::new();
+    let mut written: HashMap<u64, Written> = HashMap::new();
+    std::thread::scope(|scope| {
+        let writers: Vec<_> = (0..6u64)
+            .map(|writer| {
+                let devices: Vec<_> = (0..2).map(|index| source.device(index).unwrap()).collect();
+                let tick = &tick;
+                scope.spawn(move || {
+                    let mut rng = ChaCha8Rng::seed_from_u64(writer);
+                    let mut mine = Vec::new();
+                    for turn in 0..400u64 {
+                        let id = (writer + 1) << 32 | turn;
+                        // Few places, so that writers meet.
+                        let place = |rng: &mut ChaCha8Rng| {
+                            (rng.random_range(0..2usize), rng.random_range(0..60u64) * 4096)
+                        };
+                        let mut cause = 0;
+                        if rng.random() {
+                            let (disk, offset) = place(&mut rng);
+                            let mut block = [0; 512];
+                            devices[disk].read(offset, &mut block).unwrap();
+                            cause = u64::from_le_bytes(block[..8].try_into().unwrap());
+                        }
+                        let (disk, offset) = place(&mut rng);
+                        let length = rng.random_range(1..=12usize) * 4096;
+                        let data: Vec<u8> = id.to_le_bytes().repeat(length / 8);
+                        let issue = tick();
+                        devices[disk].write(offset, &data, false).unwrap();
+                        mine.push((id, Written { issue, complete: tick(), cause }));
+                    }
+                    mine
+                })
+            })
+            .collect();
+        let barrier = scope.spawn(|| {
+            let mut cuts = Vec::new();
+            while !done.load(Ordering::Acquire) {
+                let before = tick();
+                let (sequence, time) = source
+                    .barrier(BarrierKind::Crash, "", PointId::from_bytes([cuts.len() as u8 + 1; 16]))
+                    .unwrap();
+                cuts.push((before, sequence, time, tick()));
+                std::thread::park_timeout(Duration::from_millis(3));
+                if cuts.len() == 200 {
+                    break;
+                }
+            }
+            cuts
+        });
+        for writer in writers {
+            written.extend(writer.join().unwrap());
+        }
+        done.store(true, Ordering::Release);
+        barriers.extend(barrier.join().unwrap());
+    });
+    let mut held = target.wait_for_all(&source);
+    let records = held.records.take().unwrap();
+    drop(held);
+
+    let mut images: Vec<Vec<u8>> = vec![vec![0; SIZE]; 2];
+    let mut places: HashMap<u64, u64> = HashMap::new();
+    let mut newest_issue = 0;
+    for record in &records {
+        apply(&mut images, &record.change);
+        if let Change::Write { data, injected: false, .. } = &record.change {
+            let id = u64::from_le_bytes(data[..8].try_into().unwrap());
+            let write = written[&id];
+            assert!(places.insert(id, record.sequence.0).is_none(), "twice in the feed");
+            assert!(
+                write.complete > newest_issue,
+                "a write that was complete before another was issued stands behind it"
+            );
+            newest_issue = newest_issue.max(write.issue);
+            if write.cause != 0 {
+                assert!(places.contains_key(&write.cause), "a consequence before its cause");
+            }
+        }
+    }
+    assert_eq!(places.len(), written.len());
+    for (image, disk) in images.iter().zip(&disks) {
+        assert!(*image == disk.bytes(), "the feed, replayed, is the disk");
+    }
+    assert!(!barriers.is_empty());
+    for (before, sequence, time, after) in barriers {
+        let record = records.iter().find(|record| record.sequence == sequence).unwrap();
+        assert_eq!(record.time, time);
+        for (id, write) in &written {
+            assert!(
+                write.complete > before || places[id] < sequence.0,
+                "an acknowledged write is behind the barrier"
+            );
+            assert!(write.issue < after || places[id] > sequence.0, "a later write is before the barrier");
+        }
+    }
+}
+
+#[test]
+fn a_digest_under_load_is_of_the_state_at_its_barrier() {
+    const SIZE: usize = 8 << 20;
+    let dir = scratch();
+    let disks = [SimulatedDisk::new(SIZE + 512), SimulatedDisk::new(SIZE / 2)];
+    let source = open(dir.path(), &disks);
+    let mut held = Held::new(source.sizes());
+    held.records = Some(Vec::new());
+    let target = Target::connect(&source, held);
+    wait_for("data mode", || source.status().mode == Mode::Data);
+    let done = AtomicBool::new(false);
+    let mut digests = Vec::new();
+    std::thread::scope(|scope| {
+        for writer in 0..3u64 {
+            let devices: Vec<_> = (0..2).map(|index| source.device(index).unwrap()).collect();
+            let (done, sizes) = (&done, source.sizes());
+            scope.spawn(move || {
+                let mut rng = ChaCha8Rng::seed_from_u64(writer);
+                while !done.load(Ordering::Acquire) {
+                    let disk = rng.random_range(0..2usize);
+                    let length = rng.random_range(1..=64u64) * 512;
+                    let offset = rng.random_range(0..=(sizes[disk] - length) / 512) * 512;
+                    match rng.random_ratio(1, 10) {
+                        true => devices[disk].zero(offset, length, true, false).unwrap(),
+                        false => {
+                            devices[disk].write(offset, &vec![rng.random(); length as usize], false).unwrap()
+                        }
+                    }
+                }
+            });
+        }
+        for turn in 0..6u8 {
+            let point = PointId::from_bytes([turn + 1; 16]);
+            digests.push(source.digest_at_barrier(point).unwrap());
+        }
+        done.store(true, Ordering::Release);
+    });
+    let mut held = target.wait_for_all(&source);
+    let records = held.records.take().unwrap();
+    drop(held);
+    let mut images: Vec<Vec<u8>> = source.sizes().iter().map(|size| vec![0; *size as usize]).collect();
+    let mut compared = 0;
+    for record in &records {
+        apply(&mut images, &record.change);
+        if let Some((_, _, digest)) = digests.iter().find(|(sequence, ..)| *sequence == record.sequence) {
+            let here: Vec<_> = images.iter().map(|image| digest_of(image)).collect();
+            assert_eq!(&here, digest);
+            compared += 1;
+        }
+    }
+    assert_eq!(compared, 6);
+    let status = source.status();
+    assert!(status.totals.written > 1 << 20, "the load was there");
+}
+
+#[test]
+fn a_target_that_takes_nothing_never_slows_the_guest_and_is_repaired_by_what_changed() {
+    let dir = scratch();
+    let disks = [SimulatedDisk::new(64 << 20)];
+    let source = open(dir.path(), &disks);
+    source.set_staging_max(4 << 20);
+    let target = Target::connect(&source, Held::new(source.sizes()));
+    wait_for("data mode", || source.status().mode == Mode::Data);
+    let device = source.device(0).unwrap();
+    device.write(0, &[1; 1 << 20], false).unwrap();
+    drop(target.wait_for_all(&source));
+
+    target.set_deaf(true);
+    let mut slowest = Duration::ZERO;
+    for turn in 0..32u64 {
+        let started = Instant::now();
+        device.write(turn << 20, &vec![turn as u8 + 2; 1 << 20], false).unwrap();
+        slowest = slowest.max(started.elapsed());
+    }
+    assert!(slowest < Duration::from_millis(500), "{slowest:?}");
+    let status = source.status();
+    assert_eq!(
+        (status.mode, status.reason.contains("staging is exhausted")),
+        (Mode::Bitmap, true),
+        "{status:?}"
+    );
+    assert!(status.waiting_bytes <= 6 << 20, "bounded: {}", status.waiting_bytes);
+    // It may have taken one more frame before it went deaf.
+    assert!((31 << 20..=32 << 20).contains(&status.dirty_bytes), "{status:?}");
+    assert!(matches!(
+        source.barrier(BarrierKind::Crash, "", PointId::from_bytes([1; 16])),
+        Err(SourceError::NotShipping { mode: "bitmap", .. })
+    ));
+
+    // Within the same stream: first what was queued, then a break and what changed; no more than that.
+    let injected = target.held().injected_bytes;
+    target.set_deaf(false);
+    let held = target.wait_for_all(&source);
+    assert!(held.images[0] == disks[0].bytes());
+    let resent = held.injected_bytes - injected;
+    assert!((26 << 20..=32 << 20).contains(&resent), "{resent}");
+    assert_eq!((held.breaks, held.connects.len()), (2, 1));
+    drop(held);
+    wait_for("clean", || source.status().dirty_bytes == 0);
+}
+
+#[test]
+fn initial_replication_alone_never_exhausts_staging_and_holes_cost_nothing() {
+    let dir = scratch();
+    let path = dir.path().join("disk");
+    const SIZE: u64 = 16 << 30;
+    let disk = FileDisk::open_or_create(&path, SIZE).unwrap();
+    for at in [0, 5 << 30, SIZE - (8 << 20)] {
+        disk.write(at, &vec![9; 8 << 20]).unwrap();
+    }
+    // Allocated zeroes are not sent either.
+    disk.write(1 << 30, &vec![0; 4 << 20]).unwrap();
+    let source = Arc::new(try_open(dir.path(), vec![Box::new(disk)]).unwrap());
+    source.set_staging_max(3 << 20);
+    let (connected, stretch) = source.connect(Epoch(1), Held::new(&[]).state).unwrap();
+    assert!(matches!(connected, Connected::Broken { stale_bytes: SIZE, .. }), "{connected:?}");
+    let mut state = Held::new(&[]).state;
+    let (mut data, mut most) = (0, 0);
+    wait_for("data mode", || {
+        let status = source.status();
+        assert_ne!(status.mode, Mode::Bitmap, "{}", status.reason);
+        most = most.max(status.waiting_bytes);
+        if let Next::Frame(envelope) = source.next_frame(stretch, state.number, Duration::from_millis(20)) {
+            let head = &envelope.head;
+            state = ReplicaState { number: head.identity.number, digest: head.digest, ..state };
+            data += u64::from(head.payload_len);
+            source.acknowledged(state.number).unwrap();
+        }
+        status.mode == Mode::Data && source.status().dirty_bytes == 0
+    });
+    assert!((24 << 20..25 << 20).contains(&data), "{data} bytes for 24 MiB of data");
+    assert!(most <= 3 << 20, "{most}");
+    assert_eq!(source.status().totals.skipped, SIZE - (24 << 20));
+}
+
+#[test]
+fn a_place_that_cannot_be_read_is_named_and_nothing_is_sent_in_its_place() {
+    let dir = scratch();
+    let disks = [SimulatedDisk::new(8 << 20)];
+    disks[0].write(0, &vec![5; 8 << 20]).unwrap();
+    let bad = 3 * REGION_BYTES;
+    disks[0].set_bad(Some((bad + 512, bad + 1024)));
+    let source = open(dir.path(), &disks);
+    let target = Target::connect(&source, Held::new(source.sizes()));
+    wait_for("all but the bad region", || source.status().dirty_bytes == REGION_BYTES);
+    let status = source.status();
+    assert_eq!(status.mode, Mode::CatchingUp);
+    assert!(status.reason.contains("disk 0 cannot be read at 196608"), "{}", status.reason);
+    assert!(disks[0].failures() > 0, "the fault fired");
+    let held = target.held();
+    let (bad_bytes, rest) = (bad as usize..bad as usize + REGION_BYTES as usize, held.images[0].iter());
+    assert!(rest.enumerate().all(|(at, byte)| *byte == if bad_bytes.contains(&at) { 0 } else { 5 }));
+    assert!(!held.legality.is_legal(), "and no position is offered");
+    drop(held);
+    // A guest's write does not make the rest of that region known.
+    source.device(0).unwrap().write(bad, &[6; 512], false).unwrap();
+    disks[0].set_bad(None);
+    let held = target.wait_for_all(&source);
+    assert!(held.images[0] == disks[0].bytes());
+}
+
+#[test]
+fn a_failed_write_is_an_error_for_the_guest_and_a_repaired_gap_in_the_feed() {
+    for fault in [Fault::Error, Fault::Short] {
+        let dir = scratch();
+        let disks = [SimulatedDisk::new(4 << 20)];
+        let source = open(dir.path(), &disks);
+        let target = Target::connect(&source, Held::new(source.sizes()));
+        wait_for("data mode", || source.status().mode == Mode::Data);
+        let device = source.device(0).unwrap();
+        disks[0].fail(1, fault);
+        assert!(device.write(100 << 10, &[3; 8192], false).is_err());
+        assert_eq!(disks[0].failures(), 1);
+        wait_for("repaired", || source.status().mode == Mode::Data);
+        device.write(0, &[4; 512], false).unwrap();
+        let held = target.wait_for_all(&source);
+        assert!(held.images[0] == disks[0].bytes());
+        assert_eq!(held.breaks, 2, "the first copy, and the gap");
+        assert_eq!(source.status().guest.errors, 1);
+    }
+}
+
+#[test]
+fn a_flush_that_failed_is_never_believed_again() {
+    let dir = scratch();
+    let disks = [SimulatedDisk::new(4 << 20)];
+    let source = open(dir.path(), &disks);
+    let device = source.device(0).unwrap();
+    device.write(0, &[1; 512], false).unwrap();
+    disks[0].fail(1, Fault::Error);
+    assert!(device.flush().is_err());
+    assert!(device.flush().is_err(), "the kernel may have dropped the pages: no second try may succeed");
+    assert!(device.write(0, &[1; 512], true).is_err());
+    assert_eq!(disks[0].failures(), 1);
+}
+
+#[test]
+fn a_pause_keeps_the_map_and_a_resume_sends_what_changed() {
+    let dir = scratch();
+    let disks = [SimulatedDisk::new(16 << 20)];
+    let source = open(dir.path(), &disks);
+    let target = Target::connect(&source, Held::new(source.sizes()));
+    wait_for("data mode", || source.status().mode == Mode::Data);
+    let device = source.device(0).unwrap();
+    device.write(0, &[1; 4 << 20], false).unwrap();
+    drop(target.wait_for_all(&source));
+    source.pause("paused by the operator");
+    device.write(8 << 20, &[2; 512], false).unwrap();
+    let status = source.status();
+    assert_eq!((status.mode, status.reason.as_str()), (Mode::Bitmap, "paused by the operator"));
+    let before = target.held().injected_bytes;
+    source.resume();
+    let held = target.wait_for_all(&source);
+    assert!(held.images[0] == disks[0].bytes());
+    assert_eq!(held.injected_bytes - before, REGION_BYTES);
+}
+
+#[test]
+fn a_disk_that_changes_its_size_stops_replication_with_the_reason() {
+    let dir = scratch();
+    let disks = [SimulatedDisk::new(4 << 20)];
+    let source = open(dir.path(), &disks);
+    let target = Target::connect(&source, Held::new(source.sizes()));
+    wait_for("data mode", || source.status().mode == Mode::Data);
+    target.disconnect();
+    disks[0].resize(5 << 20);
+    wait_for("noticed", || source.status().reason.contains("disk size changed"));
+    assert_eq!(source.status().mode, Mode::Bitmap);
+    let refused = source.connect(Epoch(1), Held::new(&[]).state);
+    assert!(matches!(refused, Err(SourceError::Halted(_))), "{refused:?}");
+    // The guest's old size goes on.
+    source.device(0).unwrap().write(0, &[1; 512], false).unwrap();
+}
+
+#[test]
+fn a_restart_in_good_order_goes_on_without_losing_a_moment() {
+    let dir = scratch();
+    let path = dir.path().join("disk");
+    let opened = |dir: &Path| {
+        let disk = FileDisk::open_or_create(&path, 16 << 20).unwrap();
+        Arc::new(try_open(dir, vec![Box::new(disk)]).unwrap())
+    };
+    let source = opened(dir.path());
+    let target = Target::connect(&source, Held::new(source.sizes()));
+    wait_for("data mode", || source.status().mode == Mode::Data);
+    let device = source.device(0).unwrap();
+    device.write(0, &[1; 4 << 20], false).unwrap();
+    drop(target.wait_for_all(&source));
+    let held = target.disconnect();
+    // Nobody takes these; they are staged when the source closes.
+    for turn in 0..50u64 {
+        device.write(turn * 100_000, &vec![turn as u8; 50_000], false).unwrap();
+    }
+    let newest = source.status().newest;
+    let refused = FileDisk::open(&path).err().unwrap();
+    assert!(refused.to_string().contains("in use"), "{refused}");
+    drop(source);
+    assert!(device.write(0, &[1; 512], false).is_err(), "closed is closed");
+    drop(device);
+
+    let source = opened(dir.path());
+    assert_eq!(source.status().doubt, None);
+    assert_eq!(source.status().waiting_bytes, source.status().staged_bytes);
+    assert!(source.status().staged_bytes > 2_500_000);
+    let mut held = held;
+    held.records = Some(Vec::new());
+    let target = Target::connect(&source, held);
+    let mut held = target.wait_for_all(&source);
+    let records = held.records.take().unwrap();
+    let break_at = records.iter().position(|record| record.change == Change::Break).unwrap();
+    let writes =
+        records[..break_at].iter().filter(|record| matches!(record.change, Change::Write { .. })).count();
+    assert_eq!(writes, 50, "all of them, each with its own moment, before the break of the new session");
+    assert!(records[..break_at].iter().any(|record| (record.sequence, record.time) == newest));
+    assert!(held.images[0] == std::fs::read(&path).unwrap());
+    drop(held);
+    drop(target);
+    drop(source);
+
+    // Somebody writes to the disk while no agent runs.
+    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, b"unseen", 15 << 20).unwrap();
+    drop(file);
+    let source = opened(dir.path());
+    let doubt = source.status().doubt.unwrap();
+    assert!(doubt.contains("written to while nobody watched"), "{doubt}");
+    assert_eq!(source.status().dirty_bytes, 16 << 20);
+}
+
+#[test]
+fn a_replica_that_is_not_the_one_we_fed_gets_everything() {
+    let dir = scratch();
+    let disks = [SimulatedDisk::new(4 << 20)];
+    let source = open(dir.path(), &disks);
+    let target = Target::connect(&source, Held::new(source.sizes()));
+    wait_for("data mode", || source.status().mode == Mode::Data);
+    source.device(0).unwrap().write(0, &[1; 1 << 20], false).unwrap();
+    drop(target.wait_for_all(&source));
+    let good = target.disconnect().state;
+    wait_for("acknowledged", || source.status().dirty_bytes == 0);
+    for (why, state) in [
+        ("wiped", Held::new(&[]).state),
+        ("gone back", ReplicaState { number: FrameNumber(good.number.0 - 1), digest: 5, ..good }),
+        ("another history", ReplicaState { digest: good.digest ^ 1, ..good }),
+        ("from the future", ReplicaState { number: FrameNumber(good.number.0 + 9), digest: 5, ..good }),
+    ] {
+        let (connected, _) = source.connect(Epoch(1), state).unwrap();
+        match connected {
+            Connected::Broken { reason, stale_bytes } => {
+                assert_eq!(stale_bytes, 4 << 20, "{why}");
+                assert!(reason.contains("resync required"), "{why}: {reason}");
+            }
+            other => panic!("{why}: {other:?}"),
+        }
+    }
+    // And an acknowledgement of what was never sent changes nothing.
+    let before = source.status();
+    assert!(matches!(source.acknowledged(FrameNumber(u64::MAX)), Err(SourceError::AckAhead(_))));
+    assert_eq!(source.status().dirty_bytes, before.dirty_bytes);
+}
+
+#[test]
+fn one_folder_has_one_agent() {
+    let dir = scratch();
+    let disks = [SimulatedDisk::new(4 << 20)];
+    let _source = open(dir.path(), &disks);
+    let second = try_open(dir.path(), vec![Box::new(disks[0].clone())]);
+    assert!(matches!(second, Err(SourceError::InUse { .. })));
+    for size in [0, 2048, 4096 + 100] {
+        let elsewhere = scratch();
+        let refused = try_open(elsewhere.path(), vec![Box::new(SimulatedDisk::new(size))]);
+        assert!(matches!(refused, Err(SourceError::Disk { index: 0, .. })), "{size}");
+    }
+}
+
+#[test]
+fn the_waker_tells_of_frames_and_idle_feeds_mark_the_time() {
+    let dir = scratch();
+    let disks = [SimulatedDisk::new(4 << 20)];
+    let source = open(dir.path(), &disks);
+    let (tell, told) = std::sync::mpsc::sync_channel(1);
+    source.set_waker(move || {
+        let _ = tell.try_send(());
+    });
+    let (_, stretch) = source.connect(Epoch(1), Held::new(&[]).state).unwrap();
+    let mut after = FrameNumber(0);
+    let mut marks = 0;
+    // Never a wait inside of `next_frame`: the waker alone must be enough.
+    while marks < 5 {
+        match source.next_frame(stretch, after, Duration::ZERO) {
+            Next::Frame(envelope) => {
+                after = envelope.head.identity.number;
+                source.acknowledged(after).unwrap();
+                marks += u32::from(envelope.head.rows.iter().any(|row| row.consistent));
+            }
+            Next::Idle => told.recv_timeout(Duration::from_secs(10)).unwrap(),
+            Next::Reset => panic!("nothing was reset"),
+        }
+    }
+}
