@@ -4,6 +4,7 @@ mod harness;
 
 use continuum_tests::oracle::{self, Workload};
 use harness::Lab;
+use rustix::process::Signal;
 use std::time::Duration;
 
 /// Moments that are brought up and proven.
@@ -15,6 +16,36 @@ fn endpoint(answer: &serde_json::Value) -> (String, i64) {
     let time: continuum_model::time::Timestamp =
         machine["point"]["time"].as_str().expect("a time").parse().expect("RFC 3339");
     (endpoint, time.micros())
+}
+
+/// Ends a workload when dropped.
+struct EndOfWork<'a>(&'a Workload);
+
+impl Drop for EndOfWork<'_> {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
+}
+
+/// Brings a machine up at the moment that was asked for, proves that it is a state the source was in, and
+/// removes it again. Returns how many seconds earlier than asked that moment is.
+fn bring_up_and_prove(lab: &Lab, machine: &str, history: &oracle::History, asked: i64) -> f64 {
+    let text = continuum_model::time::Timestamp::from_micros(asked).to_string();
+    let answer = lab.json(&["test-failover", machine, "--point", &text]);
+    let (endpoint, time) = endpoint(&answer);
+    assert!(time <= asked, "a moment later than asked for");
+    let gap = (asked - time) as f64 / 1e6;
+    println!("{machine} asked {text}: {gap:.3} s earlier");
+    let image = oracle::read_image(&endpoint).expect("the disk is served");
+    let violations = oracle::prove(&image, history, time);
+    assert!(
+        violations.is_empty(),
+        "{machine} at {text}: {} violations, first {:?}",
+        violations.len(),
+        &violations[..violations.len().min(3)]
+    );
+    assert_eq!(lab.run(&["cleanup", machine]).code, 0);
+    gap
 }
 
 #[test]
@@ -31,6 +62,7 @@ fn any_moment_is_a_state_the_source_was_in_though_every_process_is_killed() {
     let workload = Workload::new(0x1ab);
     let begun = oracle::now_us();
     std::thread::scope(|scope| {
+        let _end = EndOfWork(&workload);
         for writer in 0..2u64 {
             let (workload, uri) = (&workload, &uri);
             scope.spawn(move || {
@@ -58,22 +90,8 @@ fn any_moment_is_a_state_the_source_was_in_though_every_process_is_killed() {
 
     for n in 0..MOMENTS as i64 {
         let asked = begun + 1_000_000 + (ended - begun - 1_000_000) * n / MOMENTS as i64;
-        let text = continuum_model::time::Timestamp::from_micros(asked).to_string();
-        let answer = lab.json(&["test-failover", "vol-01", "--point", &text]);
-        let (endpoint, time) = endpoint(&answer);
-        assert!(time <= asked, "a moment later than asked for");
-        let gap = (asked - time) as f64 / 1e6;
-        println!("asked {text}: {gap:.3} s earlier");
+        let gap = bring_up_and_prove(&lab, "vol-01", &history, asked);
         assert!(gap < 5.0, "the gap is longer than a restart takes: {gap} s");
-        let image = oracle::read_image(&endpoint).expect("the disk is served");
-        let violations = oracle::prove(&image, &history, time);
-        assert!(
-            violations.is_empty(),
-            "at {text}: {} violations, first {:?}",
-            violations.len(),
-            &violations[..violations.len().min(3)]
-        );
-        assert_eq!(lab.run(&["cleanup", "vol-01"]).code, 0);
     }
 
     // Whole and quiet: every acknowledged write is there, and both sides agree bit for bit.
@@ -82,6 +100,52 @@ fn any_moment_is_a_state_the_source_was_in_though_every_process_is_killed() {
         verified["disks"].as_array().is_some_and(|disks| disks.iter().all(|disk| disk["equal"] == true)),
         "{verified}"
     );
+}
+
+#[test]
+fn a_partition_with_a_restart_of_the_agent_in_it_costs_no_moment() {
+    let lab = Lab::start(&["--machines", "0"]);
+    lab.wait_for("the lab answers", Duration::from_secs(60), |lab| {
+        lab.run(&["lab", "status"]).stdout.contains("running")
+    });
+    // How the agent ends; until how long before its end every moment has to be there.
+    let machines = [("vol-01", Signal::TERM, 500_000), ("vol-02", Signal::KILL, 3_000_000)];
+    for (name, _, _) in machines {
+        let added = lab.run(&["lab", "add", name, "--disk", "16M", "--guest", "none", "--protect"]);
+        assert_eq!(added.code, 0, "{}{}", added.stderr, lab.logs());
+    }
+    lab.wait_healthy(machines.len(), Duration::from_secs(60));
+
+    let workloads = [Workload::new(0x1ab1), Workload::new(0x1ab2)];
+    let (mut frozen, mut ended) = (0, Vec::new());
+    std::thread::scope(|scope| {
+        // Whatever fails here, the writers end: the scope waits for them.
+        let _end = workloads.each_ref().map(EndOfWork);
+        for ((name, _, _), workload) in machines.iter().zip(&workloads) {
+            let disk = lab.machine(name)["disks"][0]["endpoint"].as_str().expect("an endpoint").to_owned();
+            scope.spawn(move || workload.write(&disk, 0, 30_000, 2 << 20, 7).expect("the workload runs"));
+        }
+        std::thread::sleep(Duration::from_secs(1));
+        lab.signal("process-server", "", Signal::STOP);
+        frozen = oracle::now_us();
+        std::thread::sleep(Duration::from_secs(7));
+        for ((name, signal, _), workload) in machines.iter().zip(&workloads) {
+            ended.push(oracle::now_us());
+            lab.end("agent", name, *signal);
+            workload.stop();
+        }
+        lab.signal("process-server", "", Signal::CONT);
+    });
+    lab.wait_healthy(machines.len(), Duration::from_secs(60));
+
+    for (((name, _, margin), ended), workload) in machines.iter().zip(ended).zip(workloads) {
+        let history = workload.into_history();
+        assert!(history.writes.len() > 200, "the workload ran: {}", history.writes.len());
+        for asked in [frozen + 2_500_000, ended - margin] {
+            let gap = bring_up_and_prove(&lab, name, &history, asked);
+            assert!(gap < 2.0, "{name}: history of the partition is missing: {gap} s");
+        }
+    }
 }
 
 #[test]
