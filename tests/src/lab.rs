@@ -4,6 +4,7 @@
 //! the lab. Every lab is stopped and removed when dropped, after a failed test too; what its processes
 //! logged is printed then.
 
+use rustix::process::{Pid, Signal};
 use serde_json::Value;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -197,25 +198,37 @@ impl Lab {
             .collect()
     }
 
+    /// The process id of one process.
+    fn pid(&self, role: &str, name: &str) -> Option<i32> {
+        self.processes()
+            .into_iter()
+            .find(|(r, n, _)| r == role && (name.is_empty() || n == name))
+            .map(|(_, _, pid)| pid)
+            .filter(|pid| *pid > 0)
+    }
+
+    /// Sends a signal to one process; returns its id.
+    #[track_caller]
+    pub fn signal(&self, role: &str, name: &str, signal: Signal) -> i32 {
+        let pid = self.pid(role, name).unwrap_or_else(|| panic!("no process {role} {name}"));
+        let sent = rustix::process::kill_process(Pid::from_raw(pid).expect("a pid"), signal);
+        assert!(sent.is_ok(), "the fault did not fire: {sent:?}");
+        pid
+    }
+
+    /// Ends one process with this signal and waits until the lab has started it again.
+    #[track_caller]
+    pub fn end(&self, role: &str, name: &str, signal: Signal) {
+        let pid = self.signal(role, name, signal);
+        self.wait_for(&format!("{role} {name} runs again"), Duration::from_secs(20), |lab| {
+            lab.pid(role, name).is_some_and(|now| now != pid)
+        });
+    }
+
     /// SIGKILLs one process and waits until the lab has started it again.
     #[track_caller]
     pub fn kill(&self, role: &str, name: &str) {
-        let find = |lab: &Self| {
-            lab.processes()
-                .into_iter()
-                .find(|(r, n, _)| r == role && (name.is_empty() || n == name))
-                .map(|(_, _, pid)| pid)
-        };
-        let pid =
-            find(self).filter(|pid| *pid > 0).unwrap_or_else(|| panic!("no process {role} {name} to kill"));
-        let killed = rustix::process::kill_process(
-            rustix::process::Pid::from_raw(pid).expect("a pid"),
-            rustix::process::Signal::KILL,
-        );
-        assert!(killed.is_ok(), "the fault did not fire: {killed:?}");
-        self.wait_for(&format!("{role} {name} runs again"), Duration::from_secs(20), |lab| {
-            find(lab).is_some_and(|now| now != pid && now > 0)
-        });
+        self.end(role, name, Signal::KILL);
     }
 
     /// What the processes of the lab logged last.

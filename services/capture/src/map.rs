@@ -6,7 +6,7 @@
 //! 48  identity u64          56 activity kind u32  60 zero u32    64 activity value i64 (see `disk::Stamp`)
 //! 72  alive i64 (µs: when the process last said that it lives)
 //! 80  zero … 120            120 sum u64 (xxh3-64 of bytes 0..120)
-//! 128 zero … 4096           room for a log of active regions, should it come
+//! 128 zero … 4096
 //! 4096 one bit a region, in little-endian words of 64
 //! ```
 //!
@@ -236,7 +236,7 @@ impl ChangeMap {
         if self.fault.is_none() {
             let removed = std::fs::remove_file(&self.path);
             tracing::error!(map = %self.path.display(), %error, removed = removed.is_ok(),
-                "the change map cannot be written: it lives on in memory, and the next start will compare everything");
+                "the change map cannot be written: it lives on in memory, and after the next start everything is sent again");
             self.fault = Some(format!("the change map cannot be written: {error}"));
         }
     }

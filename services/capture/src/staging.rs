@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Not synced: it has to survive the process, not a power cut (after which the change map is in doubt and
-//! everything is compared). Every envelope is checked when it is read back; at the start, what follows the
+//! everything is sent again). Every envelope is checked when it is read back; at the start, what follows the
 //! first envelope that is cut, damaged or out of the chain is removed.
 
 use continuum_model::feed::envelope::{ENVELOPE_BYTES, EnvelopePrefix};

@@ -3,3 +3,5 @@
 mod drill;
 mod guests;
 mod moments;
+mod partition;
+mod prove;

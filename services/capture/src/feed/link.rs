@@ -78,7 +78,10 @@ impl Feed {
             return Err(Halted { reason: reason.clone() });
         }
         let held: Link = (replica.number, replica.digest);
-        self.paused = None;
+        if self.paused.take().is_none() && !self.linked {
+            self.reason =
+                "the agent was started again: what it cannot go on with is sent as it is now".into();
+        }
         self.events.frames = true;
         if self.goes_on(held, epoch) {
             self.queue.start_at(held);
@@ -89,13 +92,11 @@ impl Feed {
             let known = self.progress.knows(held) && replica.number >= self.queue.acked().0;
             self.only_map("the replica does not hold what was sent last");
             self.drop_queue();
-            let nothing = FrameNumber(0);
-            if !known && (replica.number, self.queue.acked().0) == (nothing, nothing) {
+            if known && held.0 == FrameNumber(0) {
                 self.reason = "the replica is empty: all that is not zero is sent".into();
-                self.doubt_all();
             } else if !known {
                 self.reason = format!(
-                    "resync required: the replica ends with frame {}, which this source cannot follow (frame {} was acknowledged): everything is compared",
+                    "resync required: the replica ends with frame {}, which this source cannot follow (frame {} was acknowledged): everything is sent again",
                     replica.number,
                     self.queue.acked().0
                 );
