@@ -116,6 +116,11 @@ pub fn restore() {
     }
 }
 
+/// Names the terminal's window. The text is harmless already.
+pub fn title(text: &str) {
+    let _ = execute!(io::stdout(), crossterm::terminal::SetTitle(text));
+}
+
 /// Sends a text to the terminal's clipboard (OSC 52), through tmux where we are in one.
 pub fn copy(text: &str) {
     use std::fmt::Write as _;

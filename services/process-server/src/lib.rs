@@ -1,6 +1,8 @@
 //! The process server: the replication gateway near the source. Receives, spools, compresses, forwards.
 //!
-//! - [`relay`]: one machine's stream, from its agent to its master target and acknowledgements back
+//! - [`server`]: which machines are relayed, who may send what, how it goes
+//! - [`relay`]: one machine's stream, from its agent to its master target, and acknowledgements back
+//! - [`order`]: which frame may come next on a stream
 //! - [`spool`]: frames between the two, bounded, in memory first and on disk beyond
 //! - [`compress`]: what makes a payload smaller, when it is worth it
 //! - [`control`]: the session with the vault
@@ -10,7 +12,10 @@
 
 pub mod compress;
 pub mod control;
+pub mod order;
 pub mod relay;
+pub mod server;
 pub mod spool;
 
 pub use control::{ProcessServerConfig, run};
+pub use server::{Assigned, Limits, ProcessServer, RelayStatus, Status};

@@ -1,241 +1,292 @@
 //! One machine's stream: frames from its agent to its master target, acknowledgements back.
 //!
 //! ```text
-//! agent ──frames──► [spool] ──compress──► target          the two sides run beside one another
-//! agent ◄──────────────── acknowledgements ── target      passed on as they come
+//! agent ──frames──► receive ──► [spool] ──► pack ──► (2) ──► send ──► target
+//! agent ◄──────────────────── acknowledge ◄─────────────────────────── target
 //! ```
 //!
 //! The agent is welcomed with what the *target* holds, so a stream exists only while both ends do. When
-//! either breaks both are closed; the agent comes back, and goes on after what the target then holds.
+//! either breaks both are closed; the agent comes back, and goes on after what the target then holds. Where
+//! the target cannot be reached the agent is refused with a fault that may be tried again, and stages.
+//!
+//! Invariant: nothing here makes an acknowledgement. One is passed on only as the target sent it, and only for
+//! frames that were sent to it.
 
-use crate::compress::{Effort, compress};
-use crate::spool::Spool;
+use crate::compress::{Adaptive, Bottleneck, Effort, compress};
+use crate::order::{Order, Take};
+use crate::server::{Assigned, Gauge, Presence};
+use crate::spool::{Place, Pool, Spool};
 use continuum_model::fault::{Fault, FaultClass};
+use continuum_model::feed::Envelope;
 use continuum_model::id::MachineId;
-use continuum_model::units::Epoch;
-use continuum_wire::channel::{self, Incoming, Message, Receiver, Sender};
+use continuum_model::units::FrameNumber;
+use continuum_wire::channel::{self, Hello, Incoming, Message, Receiver, Sender, Welcome};
 use continuum_wire::identity::Role;
 use continuum_wire::tls::Credentials;
+use std::io;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use tokio::sync::Notify;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::sync::{Mutex, Notify, Semaphore, mpsc};
 
-/// Bytes that one machine may have in the spool. Beyond that its agent waits, and stages.
-const SPOOL_BYTES_MAX: u64 = 256 << 20;
-/// Backlog from which compression tries less hard, and not at all.
-const BACKLOG_FAST: u64 = 8 << 20;
-const BACKLOG_NONE: u64 = 64 << 20;
+/// The agent waits 20 s for its welcome; the target must have answered by then.
+const TARGET_DEADLINE: Duration = Duration::from_secs(15);
+/// Packed frames that may wait for the link: one on its way, one ready.
+const PACKED: usize = 2;
 
-/// Where a machine's frames go.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Assigned {
-    /// Whose frames.
-    pub machine: MachineId,
-    /// Under which epoch.
-    pub epoch: Epoch,
-    /// `host:port` of the target's channel.
-    pub target_address: String,
-    /// The target's id.
-    pub target_id: String,
-    /// Whether to compress.
-    pub compression: bool,
+/// What all streams of a process server share.
+#[derive(Clone)]
+pub(crate) struct Means {
+    pub credentials: Credentials,
+    pub dir: PathBuf,
+    pub pool: Pool,
+    /// Threads that compress, and read and write the spool.
+    pub hands: Arc<Semaphore>,
 }
 
-/// Counters of one relay, for reports.
-#[derive(Debug, Default)]
-pub struct Gauge {
-    /// Whether both ends are there.
-    pub agent: AtomicBool,
-    /// Whether the target is.
-    pub target: AtomicBool,
-    /// Bytes that wait.
-    pub backlog: AtomicU64,
-    /// Bytes received.
-    pub received: AtomicU64,
-    /// Bytes forwarded.
-    pub forwarded: AtomicU64,
-    /// Why it last ended.
-    pub fault: Mutex<Option<Fault>>,
-}
-
-/// Carries one stream until either end breaks.
-pub async fn carry(
-    credentials: Credentials,
-    incoming: Incoming,
-    assigned: Option<Assigned>,
-    spool_path: PathBuf,
-    gauge: Arc<Gauge>,
-) {
-    let machine = incoming.hello.machine;
-    let assigned = match admit(&incoming, assigned) {
-        Ok(assigned) => assigned,
-        Err(fault) => {
-            tracing::warn!(%machine, peer = %incoming.peer, code = fault.code, "stream refused: {}", fault.message);
-            incoming.refuse(&fault).await;
-            return;
-        }
-    };
-    let opened = channel::connect(
-        &credentials,
-        &assigned.target_address,
-        Role::MasterTarget,
-        Some(&assigned.target_id),
-        incoming.hello,
-    )
-    .await;
-    let (welcome, to_target, from_target) = match opened {
-        Ok(opened) => opened,
-        Err(fault) => {
-            *gauge.fault.lock().unwrap_or_else(PoisonError::into_inner) = Some(fault.clone());
-            incoming.refuse(&fault).await;
-            return;
-        }
-    };
-    let (to_agent, from_agent) = match incoming.welcome(welcome).await {
-        Ok(both) => both,
-        Err(_) => return,
-    };
-    *gauge.fault.lock().unwrap_or_else(PoisonError::into_inner) = None;
-    gauge.agent.store(true, Ordering::Relaxed);
-    gauge.target.store(true, Ordering::Relaxed);
+/// Carries one stream until either end breaks. Returns why it ended.
+pub(crate) async fn carry(
+    means: &Means,
+    incoming: &mut Option<Incoming>,
+    assigned: &Assigned,
+    gauge: &Arc<Gauge>,
+    to_agent: &Arc<Mutex<Option<Sender>>>,
+) -> Result<(), Fault> {
+    let Some(hello) = incoming.as_ref().map(|incoming| incoming.hello) else { return Ok(()) };
+    let _agent = Presence::of(gauge, |gauge| &gauge.agent);
+    let (welcome, target, from_target) = open_target(means, assigned, hello).await?;
+    let _target = Presence::of(gauge, |gauge| &gauge.target);
+    // Taken only now: whoever ends this before can still refuse the agent with a reason.
+    let Some(agent) = incoming.take() else { return Ok(()) };
+    let (sender, from_agent) = agent.welcome(welcome).await?;
+    *to_agent.lock().await = Some(sender);
+    gauge.well();
+    let (to_send, packed) = mpsc::channel(PACKED);
     let lane = Lane {
-        spool: Mutex::new(Spool::new(spool_path)),
+        machine: hello.machine,
+        spool: Arc::new(Spool::new(means.pool.clone())),
+        means: means.clone(),
         more: Notify::new(),
-        room: Notify::new(),
+        sent: AtomicU64::new(welcome.number.0),
         gauge: gauge.clone(),
         compression: assigned.compression,
     };
-    let to_agent = tokio::sync::Mutex::new(to_agent);
-    let ended = tokio::select! {
-        ended = lane.receive(from_agent) => ended,
-        ended = lane.forward(to_target) => ended,
-        ended = lane.acknowledge(from_target, &to_agent) => ended,
-    };
-    gauge.agent.store(false, Ordering::Relaxed);
-    gauge.target.store(false, Ordering::Relaxed);
-    gauge.backlog.store(0, Ordering::Relaxed);
-    if let Err(fault) = ended {
-        tracing::info!(%machine, code = fault.code, "stream ended: {}", fault.message);
-        to_agent.lock().await.refuse(&fault).await;
-        *gauge.fault.lock().unwrap_or_else(PoisonError::into_inner) = Some(fault);
+    tokio::select! {
+        ended = lane.receive(from_agent, Order::after(&hello, &welcome)) => ended,
+        ended = lane.pack(to_send) => ended,
+        ended = lane.send(target, packed) => ended,
+        ended = lane.acknowledge(from_target, to_agent) => ended,
     }
 }
 
-/// May this peer send frames of this machine?
-fn admit(incoming: &Incoming, assigned: Option<Assigned>) -> Result<Assigned, Fault> {
-    let machine = incoming.hello.machine;
-    if incoming.peer.role != Role::Agent || incoming.peer.id != machine.to_string() {
-        return Err(Fault::new(
-            FaultClass::Refused,
-            "channel.no-right",
-            format!("{} has no right to machine {machine}", incoming.peer),
-        )
-        .affects("this stream")
-        .spares("the data of that machine, of which nothing was taken")
-        .remedy("a machine's certificate opens that machine's data only: see who uses it"));
-    }
-    let assigned = assigned.ok_or_else(|| {
+async fn open_target(
+    means: &Means,
+    assigned: &Assigned,
+    hello: Hello,
+) -> Result<(Welcome, Sender, Receiver), Fault> {
+    let opening = channel::connect(
+        &means.credentials,
+        &assigned.target_address,
+        Role::MasterTarget,
+        Some(&assigned.target_id),
+        hello,
+    );
+    let unreachable = |reason: &str| {
         Fault::new(
-            FaultClass::NotReady,
-            "relay.unknown",
-            format!("this process server was not told to relay machine {machine}"),
+            FaultClass::NotConnected,
+            "target.unreachable",
+            format!("the master target of machine {} cannot be reached: {reason}", hello.machine),
         )
-        .affects("this stream; it is tried again")
-        .spares("writes of the machine, which are remembered")
-        .remedy("wait for the vault, or see whether it runs")
-    })?;
-    if incoming.hello.epoch != assigned.epoch {
-        let (class, words) = if incoming.hello.epoch < assigned.epoch {
-            (FaultClass::Refused, "is superseded by")
-        } else {
-            (FaultClass::NotReady, "is newer than")
-        };
-        return Err(Fault::new(
-            class,
-            "epoch.superseded",
-            format!("epoch {} {words} {}", incoming.hello.epoch, assigned.epoch),
-        )
-        .affects("this stream")
-        .spares("the replica, of which the newest writer is the only one")
-        .remedy("nothing where a failover is meant; else see the machine in the console"));
+        .affects("new changes, which wait at the source")
+        .spares("writes of the machine, and all recovery points")
+        .remedy("see whether the master target runs and the process server reaches it; it is tried again")
+    };
+    match tokio::time::timeout(TARGET_DEADLINE, opening).await {
+        Ok(Ok(opened)) => Ok(opened),
+        Ok(Err(fault)) if fault.class == FaultClass::NotConnected => Err(unreachable(&fault.message)),
+        Ok(Err(fault)) => Err(fault),
+        Err(_) => Err(unreachable("no answer in 15 s")),
     }
-    Ok(assigned)
 }
 
 struct Lane {
-    spool: Mutex<Spool>,
+    machine: MachineId,
+    spool: Arc<Spool>,
+    means: Means,
     more: Notify,
-    room: Notify,
+    /// The last frame that was sent to the target.
+    sent: AtomicU64,
     gauge: Arc<Gauge>,
     compression: bool,
 }
 
 impl Lane {
-    fn spool(&self) -> std::sync::MutexGuard<'_, Spool> {
-        self.spool.lock().unwrap_or_else(PoisonError::into_inner)
+    async fn receive(&self, mut from_agent: Receiver, mut order: Order) -> Result<(), Fault> {
+        while let Some(message) = from_agent.next().await? {
+            let envelope = match message {
+                Message::Frame(envelope) => envelope,
+                Message::Refused(fault) => return Err(fault),
+                Message::Ack(_) => return Err(unexpected()),
+            };
+            self.gauge.received.fetch_add(envelope.len() as u64, Ordering::Relaxed);
+            match order.take(&envelope.head).map_err(|fault| *fault)? {
+                Take::Next => self.keep(Box::new(envelope)).await?,
+                Take::Duplicate => {
+                    self.gauge.duplicates.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        }
+        Err(Fault::new(FaultClass::NotConnected, "agent.gone", "the agent closed its stream")
+            .spares("the replica, and what the agent has not sent yet"))
     }
 
-    async fn receive(&self, mut from_agent: Receiver) -> Result<(), Fault> {
-        while let Some(message) = from_agent.next().await? {
-            let Message::Frame(envelope) = message else { return Err(unexpected()) };
-            self.gauge.received.fetch_add(envelope.len() as u64, Ordering::Relaxed);
-            // A full spool stops reading, which stops the agent, which stages: nothing is dropped.
-            while self.spool().bytes() > SPOOL_BYTES_MAX {
-                self.room.notified().await;
+    /// Puts a frame into the spool as soon as there is room. Until then nothing is read, which stops the
+    /// agent, which stages: nothing is dropped.
+    async fn keep(&self, mut envelope: Box<Envelope>) -> Result<(), Fault> {
+        loop {
+            let freed = self.means.pool.freed().notified();
+            tokio::pin!(freed);
+            freed.as_mut().enable();
+            if self.spool.has_room() {
+                envelope = match self.spool.push_memory(envelope) {
+                    Ok(()) => break,
+                    Err(envelope) => envelope,
+                };
+                match self.write(envelope).await? {
+                    Ok(()) => break,
+                    Err(back) => envelope = back,
+                }
             }
-            let backlog = {
-                let mut spool = self.spool();
-                spool.push(envelope).map_err(|error| spool_fault(&error))?;
-                spool.bytes()
-            };
-            self.gauge.backlog.store(backlog, Ordering::Relaxed);
-            self.more.notify_one();
+            freed.await;
         }
+        self.gauge.backlog.store(self.spool.bytes(), Ordering::Relaxed);
+        self.more.notify_one();
         Ok(())
     }
 
-    async fn forward(&self, mut to_target: Sender) -> Result<(), Fault> {
+    /// Puts a frame on disk; gives it back when the disk does not take it.
+    async fn write(&self, envelope: Box<Envelope>) -> Result<Result<(), Box<Envelope>>, Fault> {
+        let (spool, dir, machine) = (self.spool.clone(), self.means.dir.clone(), self.machine);
+        let length = envelope.len() as u64;
+        let written = self
+            .by_hand(move || {
+                let stretch = match spool.reserve(&dir, machine, length) {
+                    Ok(stretch) => stretch,
+                    Err(error) => return Err((error, envelope)),
+                };
+                match stretch.write(&envelope) {
+                    Ok(()) => {
+                        spool.push_disk(stretch);
+                        Ok(())
+                    }
+                    Err(error) => {
+                        spool.free(&stretch);
+                        Err((error, envelope))
+                    }
+                }
+            })
+            .await?;
+        if self.gauge.disk(written.as_ref().map_err(|(error, _)| error).copied()) {
+            tracing::warn!(machine = %self.machine, takes_frames = written.is_ok(), "the spool's disk changed its mind");
+        }
+        Ok(written.map_err(|(_, envelope)| envelope))
+    }
+
+    async fn pack(&self, out: mpsc::Sender<Envelope>) -> Result<(), Fault> {
+        let mut adaptive = Adaptive::default();
         loop {
-            let (next, backlog) = {
-                let mut spool = self.spool();
-                let next = spool.pop().map_err(|error| spool_fault(&error))?;
-                (next, spool.bytes())
-            };
-            let Some(envelope) = next else {
-                to_target.flush().await?;
+            let Some(place) = self.spool.pop() else {
                 self.more.notified().await;
                 continue;
             };
-            self.gauge.backlog.store(backlog, Ordering::Relaxed);
-            self.room.notify_one();
-            let effort = match backlog {
-                _ if !self.compression => Effort::None,
-                0..BACKLOG_FAST => Effort::Small,
-                BACKLOG_FAST..BACKLOG_NONE => Effort::Fast,
-                _ => Effort::None,
+            let effort = if self.compression { adaptive.effort() } else { Effort::None };
+            let (spool, starved) = (self.spool.clone(), out.capacity() == PACKED);
+            let (envelope, payload) = self
+                .by_hand(move || {
+                    let envelope = match place {
+                        Place::Memory(envelope) => *envelope,
+                        Place::Disk(stretch) => {
+                            let read = stretch.read();
+                            spool.free(&stretch);
+                            read?
+                        }
+                    };
+                    let payload = envelope.stored.len();
+                    Ok((compress(envelope, effort), payload))
+                })
+                .await?
+                .map_err(|error| spool_fault(&error))?;
+            let waiting = self.spool.bytes();
+            self.gauge.backlog.store(waiting, Ordering::Relaxed);
+            adaptive.packed(effort, payload, envelope.stored.len() < payload);
+            adaptive.held_up_by(match out.capacity() {
+                0 => Bottleneck::Link,
+                PACKED if starved && waiting > 0 => Bottleneck::Work,
+                _ => Bottleneck::Nothing,
+            });
+            if out.send(envelope).await.is_err() {
+                // The sending half ended, and says why.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    async fn send(&self, mut target: Sender, mut packed: mpsc::Receiver<Envelope>) -> Result<(), Fault> {
+        loop {
+            let envelope = match packed.try_recv() {
+                Ok(envelope) => envelope,
+                Err(_) => {
+                    target.flush().await?;
+                    match packed.recv().await {
+                        Some(envelope) => envelope,
+                        None => std::future::pending().await,
+                    }
+                }
             };
-            let envelope = tokio::task::spawn_blocking(move || compress(envelope, effort))
-                .await
-                .map_err(|error| spool_fault(&std::io::Error::other(error)))?;
-            self.gauge.forwarded.fetch_add(envelope.len() as u64, Ordering::Relaxed);
-            to_target.frame(&envelope).await?;
+            let (number, length) = (envelope.head.identity.number, envelope.len() as u64);
+            // Before it is sent: its acknowledgement may be back before `frame` returns.
+            self.sent.store(number.0, Ordering::Release);
+            target.frame(&envelope).await?;
+            self.gauge.forwarded.fetch_add(length, Ordering::Relaxed);
         }
     }
 
     async fn acknowledge(
         &self,
         mut from_target: Receiver,
-        to_agent: &tokio::sync::Mutex<Sender>,
+        to_agent: &Mutex<Option<Sender>>,
     ) -> Result<(), Fault> {
         while let Some(message) = from_target.next().await? {
             match message {
-                Message::Ack(ack) => to_agent.lock().await.ack(ack).await?,
+                Message::Ack(ack) => {
+                    let sent = FrameNumber(self.sent.load(Ordering::Acquire));
+                    if ack.number > sent {
+                        return Err(beyond(ack.number, sent));
+                    }
+                    if let Some(agent) = to_agent.lock().await.as_mut() {
+                        agent.ack(ack).await?;
+                    }
+                    self.gauge.acknowledged.store(ack.number.0, Ordering::Relaxed);
+                }
                 Message::Refused(fault) => return Err(fault),
                 Message::Frame(_) => return Err(unexpected()),
             }
         }
-        Ok(())
+        Err(Fault::new(FaultClass::NotConnected, "target.gone", "the master target closed the stream")
+            .affects("new changes wait at the source")
+            .spares("writes of the machine, and all recovery points")
+            .remedy("nothing: it is opened again"))
+    }
+
+    /// Runs what blocks or computes on one of few threads.
+    async fn by_hand<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Fault> {
+        let _hand =
+            self.means.hands.acquire().await.map_err(|error| spool_fault(&io::Error::other(error)))?;
+        tokio::task::spawn_blocking(work).await.map_err(|error| spool_fault(&io::Error::other(error)))
     }
 }
 
@@ -245,11 +296,24 @@ fn unexpected() -> Fault {
         "channel.protocol",
         "protocol violation by the peer: a message of the wrong direction",
     )
+    .affects("this stream, which was closed")
+    .spares("all other streams, and what is stored")
 }
 
-fn spool_fault(error: &std::io::Error) -> Fault {
+fn beyond(acknowledged: FrameNumber, sent: FrameNumber) -> Fault {
+    Fault::new(
+        FaultClass::Failed,
+        "channel.protocol",
+        format!("the master target acknowledged frame {acknowledged}, but only {sent} were sent to it"),
+    )
+    .affects("this stream, which was closed; the acknowledgement was not passed on")
+    .spares("the source's knowledge of what changed")
+    .remedy("see whether something else writes to this replica, and update the older side")
+}
+
+fn spool_fault(error: &io::Error) -> Fault {
     Fault::new(FaultClass::NotConnected, "spool.failed", format!("the spool failed: {error}"))
         .affects("this stream, which starts again from what the target holds")
         .spares("all data: nothing is acknowledged from the spool")
-        .remedy("see to the disk of the process server when it happens again")
+        .remedy("see to disk and memory of the process server when it happens again")
 }

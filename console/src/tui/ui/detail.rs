@@ -1,0 +1,102 @@
+//! What is known of the thing under the cursor, beside or under its table.
+
+use super::super::core::rows::{alert_state, alert_tone, job_now, job_title, server_tone};
+use super::super::core::state::{Place, State};
+use super::super::core::text;
+use super::super::core::tone::{Mark, Role, of_state};
+use super::canvas::{Canvas, Line, span};
+use super::machine::said;
+use super::pair;
+use continuum_proto::v1 as pb;
+use ratatui::layout::Rect;
+
+/// Draws the pane.
+pub fn draw(state: &State, canvas: &mut Canvas<'_>, area: Rect) {
+    let wide = usize::from(area.width);
+    let lines = match &state.place {
+        Place::Alerts => state.alert_here().map(|alert| of_alert(state, alert, canvas, wide)),
+        Place::Jobs => state.job_here().map(|job| of_job(job, canvas, wide)),
+        Place::Servers => {
+            let id = state.current().and_then(|table| table.selected.as_deref());
+            id.and_then(|id| state.estate.servers.get(id))
+                .map(|server| of_server(state, server, canvas, wide))
+        }
+        _ => state.machine_here().map(|machine| {
+            let mut lines = vec![vec![span(machine.name.clone(), Role::Title)], Line::new()];
+            lines.extend(super::machine::lines(state, machine, canvas, wide));
+            lines
+        }),
+    };
+    let lines = lines.unwrap_or_else(|| vec![vec![span("nothing is chosen", Role::Muted)]]);
+    canvas.put_lines(area, &lines, 0);
+}
+
+fn of_alert(state: &State, alert: &pb::Alert, canvas: &Canvas<'_>, wide: usize) -> Vec<Line> {
+    let (mark, role) = alert_tone(alert);
+    let mut lines = Vec::new();
+    said(&mut lines, "Alert", &canvas.marked(mark, &alert.text), role, wide);
+    for (label, told) in [("Cause", &alert.cause), ("What to do", &alert.remedy)] {
+        if !told.is_empty() {
+            said(&mut lines, label, told, Role::Text, wide);
+        }
+    }
+    let now = state.vault_now();
+    let cleared = alert.cleared_us.map_or(String::new(), |at| format!(", cleared {}", text::near(at, now)));
+    lines.push(pair("Since", format!("{}{cleared}", text::near(alert.opened_us, now)), Role::Muted));
+    lines.push(pair(
+        "About",
+        format!("{} {}  [{}]  {}", alert.object_kind, alert.object, alert.code, alert_state(alert)),
+        Role::Muted,
+    ));
+    lines
+}
+
+fn of_job(job: &pb::Job, canvas: &Canvas<'_>, wide: usize) -> Vec<Line> {
+    let (mark, role) = of_state(&job.state);
+    let mut lines = vec![vec![span(canvas.marked(mark, &job_title(job)), role)], Line::new()];
+    said(&mut lines, "Now", &job_now(job), Role::Text, wide);
+    lines.push(pair("Ordered by", &job.by, Role::Muted));
+    lines.push(pair("Id", &job.id, Role::Muted));
+    lines.push(Line::new());
+    for step in &job.steps {
+        let (mark, role) = of_state(&step.state);
+        said(
+            &mut lines,
+            &text::fit(&step.name, 16, canvas.theme.ellipsis()),
+            &canvas.marked(mark, &step.detail),
+            role,
+            wide,
+        );
+    }
+    lines
+}
+
+fn of_server(state: &State, server: &pb::Server, canvas: &Canvas<'_>, wide: usize) -> Vec<Line> {
+    let (mark, role, words) = server_tone(server);
+    let now = state.vault_now();
+    let mut lines = vec![vec![span(canvas.marked(mark, &server.name), role)], Line::new()];
+    lines.push(pair("State", words, role));
+    lines.push(pair("Role", &server.role, Role::Text));
+    lines.push(pair("Site", &server.site, Role::Text));
+    if !server.machine.is_empty() {
+        lines.push(pair("Machine", &server.machine, Role::Text));
+    }
+    lines.push(pair("Serves", text::count(server.machines as usize, "machine"), Role::Text));
+    lines.push(pair(
+        "Address",
+        if server.address.is_empty() { "does not listen" } else { &server.address },
+        Role::Muted,
+    ));
+    lines.push(pair("Last heard", text::near(server.last_seen_us, now), Role::Text));
+    if server.certificate_expires_us > 0 {
+        lines.push(pair("Certificate ends", text::moment(server.certificate_expires_us), Role::Muted));
+    }
+    lines.push(pair("Version", &server.version, Role::Muted));
+    for symptom in &server.symptoms {
+        let (mark, role) =
+            if symptom.severity == "critical" { (Mark::Fail, Role::Fail) } else { (Mark::Warn, Role::Warn) };
+        said(&mut lines, "Needs a look", &canvas.marked(mark, &symptom.text), role, wide);
+        said(&mut lines, "What to do", &symptom.remedy, Role::Text, wide);
+    }
+    lines
+}
