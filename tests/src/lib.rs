@@ -2,7 +2,9 @@
 //!
 //! - [`oracle`]: a workload that stamps every block it writes, and the prover that says whether an image is a
 //!   state the source was in. Written against nothing of ours but the NBD client.
+//! - [`lab`]: a lab of one's own for a test or a bench
 //!
-//! `tests/run` runs everything; `tests/lab/` holds the tests on a real lab.
+//! `tests/run` runs everything; `tests/tests/lab/` holds the tests on a real lab.
 
+pub mod lab;
 pub mod oracle;

@@ -220,6 +220,7 @@ Examples:
 Examples:
   continuum lab                                    the console, on a lab of four machines
   continuum lab --headless --dir /tmp/lab &        without a console
+  continuum lab --machines 1 --guests qemu         a real Linux on ext4, in QEMU
   continuum lab status
   continuum lab add disk-01 --disk 64M --guest none --protect
   continuum lab stop
@@ -705,6 +706,9 @@ pub enum RoleKind {
         /// An empty disk is formatted.
         #[arg(long)]
         format: bool,
+        /// Run as a machine of its own, in QEMU, with the kernel in this folder.
+        #[arg(long)]
+        machine: Option<PathBuf>,
         /// Die with the one who started it.
         #[arg(long)]
         with_parent: bool,
@@ -721,6 +725,15 @@ pub struct Lab {
     /// How many machines a new lab has
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=1000))]
     pub machines: Option<u32>,
+    /// What runs on the machines of a new lab
+    #[arg(long, value_enum, value_name = "KIND", default_value_t)]
+    pub guests: Guest,
+    /// How QEMU accelerates: tcg, or kvm where that works (never guessed)
+    #[arg(long, value_name = "NAME", value_parser = ["tcg", "kvm"])]
+    pub accel: Option<String>,
+    /// Kernel of QEMU guests: a .deb of linux-image-…-cloud-amd64, or where one was unpacked [default: fetched by apt]
+    #[arg(long, value_name = "PATH")]
+    pub kernel: Option<PathBuf>,
     /// No console: run until `continuum lab stop`
     #[arg(long)]
     pub headless: bool,

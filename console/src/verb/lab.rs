@@ -3,9 +3,10 @@
 //! Lives here: handing this process over. What a lab is and does lives in `continuum-daemon`.
 
 use super::Setting;
-use super::args::{Lab, LabAction, Role, RoleKind};
+use super::args::{Guest, Lab, LabAction, Role, RoleKind};
 use continuum_daemon::control::{Answer, Ask, NewMachine};
 use continuum_daemon::lab::{self, LabOptions};
+use continuum_daemon::role::GuestConfig;
 use continuum_daemon::{log, role};
 use continuum_model::fault::{Fault, FaultClass};
 use continuum_model::untrusted::shown;
@@ -45,11 +46,20 @@ pub fn run(setting: &Setting, words: &Lab) -> Result<(), Fault> {
             };
             status(setting, &lab::ask(&dir, &Ask::Add(machine))?)
         }
-        None if words.headless => headless(LabOptions { dir, machines: words.machines.unwrap_or(MACHINES) }),
-        None => crate::tui::on_lab(
-            LabOptions { dir, machines: words.machines.unwrap_or(MACHINES) },
-            setting.style_options(),
-        ),
+        None => {
+            let options = LabOptions {
+                dir,
+                machines: words.machines.unwrap_or(MACHINES),
+                guests: words.guests.name().into(),
+                accel: words.accel.clone(),
+                kernel: words.kernel.clone(),
+            };
+            if words.headless {
+                headless(options)
+            } else {
+                crate::tui::on_lab(options, setting.style_options())
+            }
+        }
     }
 }
 
@@ -59,7 +69,14 @@ pub fn console(setting: &Setting) -> Result<(), Fault> {
     if configured {
         return crate::tui::on_target(setting.choice.clone(), setting.style_options());
     }
-    crate::tui::on_lab(LabOptions { dir: dir(setting)?, machines: MACHINES }, setting.style_options())
+    let options = LabOptions {
+        dir: dir(setting)?,
+        machines: MACHINES,
+        guests: Guest::default().name().into(),
+        accel: None,
+        kernel: None,
+    };
+    crate::tui::on_lab(options, setting.style_options())
 }
 
 /// Becomes a service or a guest.
@@ -67,8 +84,14 @@ pub fn role(words: &Role) -> Result<(), Fault> {
     log::start(false);
     match &words.role {
         RoleKind::Service { config, with_parent } => role::main(role::read(config)?, *with_parent),
-        RoleKind::Guest { disks, heartbeat, rate, format, with_parent } => {
-            role::guest(disks.clone(), heartbeat.clone(), *rate, *format, *with_parent)
+        RoleKind::Guest { disks, heartbeat, rate, format, machine, with_parent } => {
+            let config = GuestConfig {
+                disks: disks.clone(),
+                heartbeat: heartbeat.clone(),
+                rate: *rate,
+                format: *format,
+            };
+            role::guest(&config, machine.as_deref(), *with_parent)
         }
     }
 }

@@ -200,6 +200,7 @@ fn roles(config: Config) -> Vec<(&'static str, Role)> {
                 listen: target.listen,
                 advertise: target.advertise,
                 vault_address: target.vault,
+                machine: None,
             },
         ));
     }

@@ -25,7 +25,7 @@ pub struct NewMachine {
     pub name: String,
     /// The sizes of its disks.
     pub disks: Vec<u64>,
-    /// What runs on it: `process`, `none`.
+    /// What runs on it: `process`, `qemu`, `none`.
     pub guest: String,
     /// Protect it at once.
     pub protect: bool,

@@ -5,6 +5,7 @@
 //! <dir>/lock                   held by the one supervisor
 //! <dir>/vault, process, target services' own
 //! <dir>/machines/<name>/       disks, change maps, identity
+//! <dir>/guest/                 kernel and settings of QEMU guests, where there are some
 //! <dir>/profile/               how console and verbs reach the vault (see the console's profiles)
 //! <dir>/logs/                  what each process said
 //! <run>/                       sockets; short, because socket paths are
@@ -15,6 +16,7 @@
 
 use crate::control::{Answer, Ask, NewMachine, Process};
 use crate::role::{Published, Role};
+use continuum_fabric::lab::qemu;
 use continuum_model::fault::{Fault, FaultClass};
 use continuum_model::id::{DiskId, JobId};
 use continuum_model::policy::Policy;
@@ -54,6 +56,12 @@ pub struct LabOptions {
     pub dir: PathBuf,
     /// How many machines a new one has.
     pub machines: u32,
+    /// What runs on them: `process`, `qemu`, `none`.
+    pub guests: String,
+    /// How QEMU accelerates; `None`: as before, at first `tcg`.
+    pub accel: Option<String>,
+    /// A kernel for QEMU guests (a `.deb`, or where one was unpacked); `None`: fetched by apt.
+    pub kernel: Option<PathBuf>,
 }
 
 /// How far the start is.
@@ -83,6 +91,8 @@ struct Machine {
 
 struct Lab {
     dir: PathBuf,
+    accel: Option<String>,
+    kernel: Option<PathBuf>,
     run_dir: PathBuf,
     program: PathBuf,
     spec: Mutex<Spec>,
@@ -177,7 +187,7 @@ pub fn reset(dir: &Path) -> Result<(), Fault> {
         ));
     }
     let _lock = lock(dir)?;
-    for name in ["vault", "process", "target", "machines", "profile", "logs"] {
+    for name in ["vault", "process", "target", "machines", "profile", "logs", "guest"] {
         match std::fs::remove_dir_all(dir.join(name)) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(failed("a folder could not be removed", error));
@@ -225,11 +235,13 @@ pub async fn run(
     }
     let spec = match std::fs::read(dir.join("lab.json")) {
         Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| failed("lab.json", error))?,
-        Err(_) => Spec { machines: first_machines(options.machines) },
+        Err(_) => Spec { machines: first_machines(options.machines, &options.guests) },
     };
     let lab = Arc::new(Lab {
         program: std::env::current_exe().map_err(|error| failed("our own program", error))?,
         dir,
+        accel: options.accel,
+        kernel: options.kernel,
         run_dir,
         spec: Mutex::new(spec),
         processes: Mutex::default(),
@@ -268,7 +280,7 @@ pub async fn run(
     outcome
 }
 
-fn first_machines(count: u32) -> Vec<Machine> {
+fn first_machines(count: u32, guest: &str) -> Vec<Machine> {
     let names = [("web-01", vec![64]), ("app-01", vec![64]), ("db-01", vec![64, 32]), ("files-01", vec![96])];
     (0..count)
         .map(|n| {
@@ -279,7 +291,7 @@ fn first_machines(count: u32) -> Vec<Machine> {
             new_machine(&NewMachine {
                 name,
                 disks: sizes.iter().map(|size| size << 20).collect(),
-                guest: "process".into(),
+                guest: guest.to_owned(),
                 protect: true,
             })
         })
@@ -385,8 +397,12 @@ impl Lab {
             listen: ([127, 0, 0, 1], 0).into(),
             advertise: None,
             vault_address: published.address.clone(),
+            machine: Some(self.machine_dir()),
         };
         self.supervise("master-target", "mt-1", self.role_command("target", &role)?);
+        if machines.iter().any(|machine| machine.guest == "qemu") {
+            tell(3, "preparing the Linux guests");
+        }
         for (n, machine) in machines.iter().enumerate() {
             tell(3 + n as u32, &format!("starting {}", machine.name));
             self.start_machine(machine).await?;
@@ -403,6 +419,9 @@ impl Lab {
         let identity = self.identity("agent", &machine.name, PRIMARY, &home.join("identity")).await?;
         let number = self.spec().machines.iter().position(|other| other.name == machine.name).unwrap_or(0);
         let socket = self.run_dir.join(format!("m{number}.sock"));
+        if machine.guest == "qemu" {
+            self.prepare_qemu(&home, &machine.disks).await?;
+        }
         let role = Role::Agent {
             name: machine.name.clone(),
             site: PRIMARY.into(),
@@ -423,7 +442,7 @@ impl Lab {
             &machine.name,
             self.role_command(&format!("machines/{}/agent", machine.name), &role)?,
         );
-        if machine.guest == "process" {
+        if machine.guest != "none" {
             let mut words = vec![
                 "role".to_owned(),
                 "guest".into(),
@@ -436,6 +455,9 @@ impl Lab {
                 "--heartbeat".into(),
                 self.run_dir.join(format!("m{number}.hb")).display().to_string(),
             ]);
+            if machine.guest == "qemu" {
+                words.extend(["--machine".into(), self.machine_dir().display().to_string()]);
+            }
             for (_, name, _) in &machine.disks {
                 words.extend(["--disk".into(), format!("nbd+unix:///{name}?socket={}", socket.display())]);
             }
@@ -449,6 +471,33 @@ impl Lab {
             self.protect(&id).await?;
         }
         Ok(())
+    }
+
+    /// Kernel and settings of QEMU guests.
+    fn machine_dir(&self) -> PathBuf {
+        self.dir.join("guest")
+    }
+
+    /// What a QEMU guest needs: a kernel, and disks with a file system.
+    async fn prepare_qemu(&self, home: &Path, disks: &[(DiskId, String, u64)]) -> Result<(), Fault> {
+        let machine = self.machine_dir();
+        let (accel, kernel) = (self.accel.clone(), self.kernel.clone());
+        let disks: Vec<_> =
+            disks.iter().map(|(_, name, size)| (home.join(format!("{name}.img")), *size)).collect();
+        let prepare = move || {
+            let stored = |error: std::io::Error| failed("guest.json", error);
+            let mut hypervisor = qemu::Hypervisor::open(&machine).map_err(stored)?;
+            hypervisor.check()?;
+            qemu::image::prepare(&machine, kernel.as_deref())?;
+            if let Some(accel) = accel {
+                hypervisor.accel = accel;
+            }
+            hypervisor.store(&machine).map_err(stored)?;
+            disks.iter().try_for_each(|(path, size)| qemu::make_disk(path, *size))
+        };
+        tokio::task::spawn_blocking(prepare)
+            .await
+            .map_err(|error| failed("preparing the Linux guest", error))?
     }
 
     /// Orders protection, as an operator would; the same order again gives the same job.
@@ -629,7 +678,7 @@ impl Lab {
     /// Machines that were brought up are processes of their own: they end with the lab, too. Their views stay
     /// on record, and they come up again with it.
     fn stop_brought_up(&self) {
-        let compute = continuum_fabric::lab::LabCompute::new(self.program.clone());
+        let compute = continuum_fabric::lab::LabCompute::new(self.program.clone(), None);
         let views = std::fs::read_dir(self.dir.join("target/views")).into_iter().flatten().flatten();
         for view in views {
             let record = std::fs::read(view.path())
@@ -690,9 +739,9 @@ impl Lab {
             }
             Ask::Add(new) => {
                 check_name(&new.name)?;
-                if !matches!(new.guest.as_str(), "process" | "none") {
+                if !matches!(new.guest.as_str(), "process" | "qemu" | "none") {
                     return Err(format!(
-                        "a lab runs no guests of the kind '{}': choose process or none",
+                        "a lab runs no guests of the kind '{}': choose process, qemu or none",
                         continuum_model::untrusted::shown(&new.guest)
                     ));
                 }
@@ -704,8 +753,13 @@ impl Lab {
                         "a machine has 1 to 16 disks of 1 MiB to 1 TiB, in whole blocks of 4 KiB".into()
                     );
                 }
-                if new.guest == "process" && new.disks.iter().any(|size| *size < 8 << 20) {
-                    return Err("a guest needs disks of at least 8 MiB".into());
+                let least = match new.guest.as_str() {
+                    "process" => 8 << 20,
+                    "qemu" => 16 << 20,
+                    _ => 0,
+                };
+                if new.disks.iter().any(|size| *size < least) {
+                    return Err(format!("such a guest needs disks of at least {} MiB", least >> 20));
                 }
                 let machine = new_machine(&new);
                 {

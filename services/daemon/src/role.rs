@@ -3,7 +3,9 @@
 //! The file is JSON, written by the lab's supervisor (or made from `continuumd.toml`). A role publishes where
 //! it listens in the file it was told to, replaced atomically. It ends in good order on SIGTERM and SIGINT.
 
-use continuum_fabric::lab::guest::{self, GuestConfig};
+use continuum_fabric::lab::guest;
+pub use continuum_fabric::lab::guest::GuestConfig;
+use continuum_fabric::lab::qemu;
 use continuum_master_target::MasterTargetConfig;
 use continuum_mobility_agent::{AgentConfig, AgentDisk};
 use continuum_model::fault::{Fault, FaultClass};
@@ -86,6 +88,9 @@ pub enum Role {
         advertise: Option<String>,
         /// `host:port`.
         vault_address: String,
+        /// Kernel and settings of QEMU guests, for a lab that has some.
+        #[serde(default)]
+        machine: Option<PathBuf>,
     },
     /// Sees the writes of one machine.
     Agent {
@@ -224,7 +229,17 @@ pub async fn run(role: Role, stop: CancellationToken) -> Result<(), Fault> {
             let config = ProcessServerConfig { name, site, dir, listen, advertise, vault_address };
             continuum_process_server::run(config, open(&identity)?, stop).await
         }
-        Role::MasterTarget { name, site, dir, run_dir, identity, listen, advertise, vault_address } => {
+        Role::MasterTarget {
+            name,
+            site,
+            dir,
+            run_dir,
+            identity,
+            listen,
+            advertise,
+            vault_address,
+            machine,
+        } => {
             let guest_program = std::env::current_exe()
                 .map_err(|error| configuration(format!("our own program: {error}")))?;
             let config = MasterTargetConfig {
@@ -236,6 +251,7 @@ pub async fn run(role: Role, stop: CancellationToken) -> Result<(), Fault> {
                 advertise,
                 vault_address,
                 guest_program,
+                guest_machine: machine,
             };
             continuum_master_target::run(config, open(&identity)?, stop).await
         }
@@ -248,17 +264,14 @@ pub async fn run(role: Role, stop: CancellationToken) -> Result<(), Fault> {
     }
 }
 
-/// Runs a lab guest until it is killed.
-pub fn guest(
-    disks: Vec<String>,
-    heartbeat: PathBuf,
-    rate: u32,
-    format: bool,
-    with_parent: bool,
-) -> Result<(), Fault> {
+/// Runs a lab guest until it is killed; in QEMU where `machine` holds a kernel for it.
+pub fn guest(config: &GuestConfig, machine: Option<&Path>, with_parent: bool) -> Result<(), Fault> {
     if with_parent {
         die_with_parent();
     }
-    guest::run(&GuestConfig { disks, heartbeat, rate, format })
-        .map_err(|error| Fault::new(FaultClass::Failed, "guest.failed", format!("the guest ended: {error}")))
+    let ended = match machine {
+        None => guest::run(config),
+        Some(machine) => Err(qemu::become_guest(machine, config)),
+    };
+    ended.map_err(|error| Fault::new(FaultClass::Failed, "guest.failed", format!("the guest ended: {error}")))
 }

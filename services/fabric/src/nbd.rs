@@ -21,13 +21,21 @@ pub struct Uri {
     pub export: String,
 }
 
+/// How an export is reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Place {
+pub enum Place {
+    /// A socket on this host.
     Unix(PathBuf),
+    /// `host:port`.
     Tcp(String),
 }
 
 impl Uri {
+    /// How it is reached.
+    pub const fn place(&self) -> &Place {
+        &self.place
+    }
+
     /// Reads `nbd+unix:///export?socket=/path` or `nbd://host:port/export`.
     pub fn parse(text: &str) -> io::Result<Self> {
         let wrong = || {

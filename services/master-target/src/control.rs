@@ -46,6 +46,8 @@ pub struct MasterTargetConfig {
     pub vault_address: String,
     /// The program that becomes a guest of the lab when started with `role guest`.
     pub guest_program: PathBuf,
+    /// Kernel and settings of QEMU guests, where there are some.
+    pub guest_machine: Option<PathBuf>,
 }
 
 #[derive(Clone)]
@@ -73,7 +75,7 @@ pub async fn run(
     std::fs::create_dir_all(&config.run_dir)
         .map_err(|error| start("no directory for sockets", error.to_string()))?;
     let estate = Arc::new(Estate::open(&config.dir)?);
-    let compute = Arc::new(LabCompute::new(config.guest_program.clone()));
+    let compute = Arc::new(LabCompute::new(config.guest_program.clone(), config.guest_machine.clone()));
     let views = Arc::new(BringUp::open(&config.dir, &config.run_dir, estate.clone(), compute)?);
     let listener =
         TcpListener::bind(config.listen).await.map_err(|error| start("cannot listen", error.to_string()))?;

@@ -12,7 +12,6 @@ use continuum_model::protection::{Event, ProtectionState, TestState};
 use continuum_model::untrusted::shown;
 use continuum_model::world::{Clock, SystemEntropy};
 use continuum_proto::v1 as pb;
-use continuum_wire::ca::fingerprint;
 use continuum_wire::grpc::status_of;
 use continuum_wire::identity::{Identity, Role};
 use continuum_wire::token::Token;
@@ -730,8 +729,8 @@ impl pb::operator_server::Operator for OperatorApi {
             let seconds =
                 if request.lifetime_seconds == 0 { 3600 } else { request.lifetime_seconds.min(5 * 86_400) };
             let expires_us = now.plus(Duration::from_secs(seconds.into())).micros();
-            let ca = self.shared.authority.certificate_der();
-            let token = Token::make(&self.enrolment_address, fingerprint(&ca), &mut SystemEntropy);
+            let print = self.shared.authority.fingerprint();
+            let token = Token::make(&self.enrolment_address, print, &mut SystemEntropy);
             let hash: String = token.hash().iter().map(|byte| format!("{byte:02x}")).collect();
             let row = crate::store::TokenRow {
                 role: known.name().into(),

@@ -14,19 +14,22 @@ use continuum_model::time::Timestamp;
 use continuum_model::world::{Entropy, SystemEntropy};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose,
-    IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType, SerialNumber,
+    IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
 };
-use rustls::pki_types::CertificateSigningRequestDer;
 use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer};
 use sha2::{Digest, Sha256};
 use std::io::Write;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use x509_parser::certification_request::X509CertificationRequest;
+use x509_parser::oid_registry::{OID_KEY_TYPE_EC_PUBLIC_KEY, OID_SIG_ED25519};
+use x509_parser::prelude::{FromDer, X509Certificate};
 use zeroize::Zeroizing;
 
 /// A clock that runs behind ours still accepts what we issue.
-const CLOCK_TOLERANCE: Duration = Duration::from_secs(600);
+pub(crate) const CLOCK_TOLERANCE: Duration = Duration::from_secs(600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// The authority of one vault.
@@ -34,12 +37,13 @@ pub struct Authority {
     vault: VaultId,
     issuer: Issuer<'static, KeyPair>,
     certificate_pem: String,
+    fingerprint: [u8; 32],
 }
 
 /// How long a certificate of each role lives. Services renew at half of it by themselves.
 pub const fn lifetime(role: Role) -> Duration {
     match role {
-        Role::Vault | Role::ProcessServer | Role::MasterTarget => DAY,
+        Role::Vault | Role::ProcessServer | Role::MasterTarget | Role::Provider => DAY,
         Role::Agent => Duration::from_secs(7 * 24 * 3600),
         Role::Operator => Duration::from_secs(30 * 24 * 3600),
     }
@@ -80,11 +84,12 @@ impl Authority {
     /// Opens the authority in `dir`, or makes one for `vault`.
     pub fn open_or_create(dir: &Path, vault: VaultId, now: Timestamp) -> Result<Self, PkiError> {
         let (certificate, key) = (dir.join("ca.pem"), dir.join("ca.key.pem"));
-        if !key.exists() {
+        let there = key.try_exists().map_err(|source| PkiError::File { path: key.clone(), source })?;
+        if !there {
             std::fs::create_dir_all(dir).map_err(|source| PkiError::File { path: dir.to_owned(), source })?;
             let pair = KeyPair::generate().map_err(|error| invalid("a new CA key", &error))?;
             let mut params = CertificateParams::default();
-            params.distinguished_name.push(DnType::CommonName, format!("Continuum vault {vault}"));
+            params.distinguished_name.push(DnType::CommonName, common_name(vault));
             params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
             params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
             (params.not_before, params.not_after) = validity(now, DAY * 3650);
@@ -96,9 +101,10 @@ impl Authority {
         }
         let certificate_pem = read_text(&certificate)?;
         let pair = read_key(&key)?;
+        let fingerprint = check_own(&certificate, &certificate_pem, &pair, vault)?;
         let issuer =
             Issuer::from_ca_cert_pem(&certificate_pem, pair).map_err(|error| invalid("ca.pem", &error))?;
-        Ok(Self { vault, issuer, certificate_pem })
+        Ok(Self { vault, issuer, certificate_pem, fingerprint })
     }
 
     /// The CA's certificate.
@@ -106,12 +112,9 @@ impl Authority {
         &self.certificate_pem
     }
 
-    /// The CA's certificate, as its fingerprint is made of.
-    pub fn certificate_der(&self) -> Vec<u8> {
-        // It was parsed when the authority was opened.
-        rustls::pki_types::CertificateDer::from_pem_slice(self.certificate_pem.as_bytes())
-            .map(|der| der.to_vec())
-            .unwrap_or_default()
+    /// The fingerprint of the CA's certificate, as a newcomer's token carries it.
+    pub const fn fingerprint(&self) -> [u8; 32] {
+        self.fingerprint
     }
 
     /// Whose authority this is.
@@ -119,23 +122,64 @@ impl Authority {
         self.vault
     }
 
-    /// Issues a certificate for the public key of a signing request. Returns PEM.
+    /// Issues a certificate for the public key of a signing request, for the usual lifetime of the role.
+    /// Returns PEM.
+    ///
+    /// Errors: [`PkiError::Invalid`] where the request is not signed by its own key, is longer than 16 KiB, or
+    /// its key is not of a kind that is accepted.
     pub fn issue(&self, csr_der: &[u8], identity: &Identity, now: Timestamp) -> Result<String, PkiError> {
+        self.issue_for(csr_der, identity, now, lifetime(identity.role))
+    }
+
+    /// As [`Authority::issue`], for another lifetime (operators: as the policy of the vault says).
+    pub fn issue_for(
+        &self,
+        csr_der: &[u8],
+        identity: &Identity,
+        now: Timestamp,
+        life: Duration,
+    ) -> Result<String, PkiError> {
         if csr_der.len() > 16 << 10 {
             return Err(PkiError::Invalid {
                 what: "signing request".into(),
                 reason: "longer than 16 KiB".into(),
             });
         }
+        let kind = || PkiError::Invalid {
+            what: "signing request".into(),
+            reason: "its key is of a kind that is not accepted: use ECDSA on P-256 or P-384, or Ed25519"
+                .into(),
+        };
+        // Before the signature is looked at, so that an RSA key is told what is wrong with it.
+        if let Ok((_, parsed)) = X509CertificationRequest::from_der(csr_der) {
+            let algorithm = &parsed.certification_request_info.subject_pki.algorithm.algorithm;
+            if *algorithm != OID_KEY_TYPE_EC_PUBLIC_KEY && *algorithm != OID_SIG_ED25519 {
+                return Err(kind());
+            }
+        }
         let request = CertificateSigningRequestParams::from_der(&CertificateSigningRequestDer::from(csr_der))
             .map_err(|error| invalid("signing request", &error))?;
-        self.certify(&request.public_key, identity, now)
+        let accepted = [&rcgen::PKCS_ECDSA_P256_SHA256, &rcgen::PKCS_ECDSA_P384_SHA384, &rcgen::PKCS_ED25519];
+        if !accepted.contains(&request.public_key.algorithm()) {
+            return Err(kind());
+        }
+        self.certify(&request.public_key, identity, now, life)
     }
 
     /// Makes key and certificate for an identity of this vault itself: the vault's own, or an operator's.
     pub fn make(&self, identity: &Identity, now: Timestamp) -> Result<(String, Zeroizing<String>), PkiError> {
+        self.make_for(identity, now, lifetime(identity.role))
+    }
+
+    /// As [`Authority::make`], for another lifetime.
+    pub fn make_for(
+        &self,
+        identity: &Identity,
+        now: Timestamp,
+        life: Duration,
+    ) -> Result<(String, Zeroizing<String>), PkiError> {
         let pair = KeyPair::generate().map_err(|error| invalid("a new key", &error))?;
-        let certificate = self.certify(&pair, identity, now)?;
+        let certificate = self.certify(&pair, identity, now, life)?;
         Ok((certificate, Zeroizing::new(pair.serialize_pem())))
     }
 
@@ -144,7 +188,16 @@ impl Authority {
         key: &impl rcgen::PublicKeyData,
         identity: &Identity,
         now: Timestamp,
+        life: Duration,
     ) -> Result<String, PkiError> {
+        if identity.vault != self.vault || Identity::parse(&identity.uri()).as_ref() != Some(identity) {
+            return Err(PkiError::Invalid {
+                what: "identity".into(),
+                reason: format!(
+                    "{identity} is not a name of this vault, or holds characters that a name may not"
+                ),
+            });
+        }
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, format!("{} {}", identity.role, identity.id));
         let name = |error: rcgen::Error| invalid("identity", &error);
@@ -158,9 +211,9 @@ impl Authority {
             Role::ProcessServer | Role::MasterTarget | Role::Vault => {
                 vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth]
             }
-            Role::Agent | Role::Operator => vec![ExtendedKeyUsagePurpose::ClientAuth],
+            Role::Agent | Role::Operator | Role::Provider => vec![ExtendedKeyUsagePurpose::ClientAuth],
         };
-        (params.not_before, params.not_after) = validity(now, lifetime(identity.role));
+        (params.not_before, params.not_after) = validity(now, life);
         params.serial_number = Some(serial());
         params.use_authority_key_identifier_extension = true;
         let certificate =
@@ -215,6 +268,25 @@ pub fn read_key(path: &Path) -> Result<KeyPair, PkiError> {
     }
     let text = Zeroizing::new(read_text(path)?);
     KeyPair::from_pem(&text).map_err(|error| invalid(&path.display().to_string(), &error))
+}
+
+fn common_name(vault: VaultId) -> String {
+    format!("Continuum vault {vault}")
+}
+
+/// A certificate, its key, and the vault that wants to use them must belong together. Returns the fingerprint.
+fn check_own(path: &Path, pem: &str, pair: &KeyPair, vault: VaultId) -> Result<[u8; 32], PkiError> {
+    let wrong = |reason: String| PkiError::Invalid { what: path.display().to_string(), reason };
+    let der = CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|error| wrong(error.to_string()))?;
+    let (_, own) = X509Certificate::from_der(&der).map_err(|error| wrong(error.to_string()))?;
+    if own.public_key().raw != pair.subject_public_key_info() {
+        return Err(wrong("ca.key.pem does not belong to it: put both back from the same backup".into()));
+    }
+    let named = own.subject().iter_common_name().any(|name| name.as_str() == Ok(common_name(vault).as_str()));
+    if !named {
+        return Err(wrong(format!("it is the authority of another vault than {vault}")));
+    }
+    Ok(fingerprint(&der))
 }
 
 fn invalid(what: &str, error: &rcgen::Error) -> PkiError {

@@ -8,14 +8,21 @@
 //! 3 frame      an envelope (see continuum-model)
 //! 4 ack        number u64 · sequence u64 · newest moment i64                everything up to it is durable
 //! 5 refused    a fault (protobuf); the stream ends
+//! 6 alive      nothing: sent by a side that sent nothing for 5 s; may stand before the welcome
 //! ```
 //!
 //! Every length is checked against its type's limit before anything is allocated. A dead link is found by
-//! the kernel (keep-alive and a limit on unacknowledged data), so that no side waits for ever.
+//! silence: a side that waits for a message and hears nothing for 20 s gives up. (Not by the kernel's limit on
+//! unacknowledged data: that would also end a stream whose receiver is alive and only slow.)
+//!
+//! Back-pressure is the socket's: a receiver that does not read stops its sender, and nothing is dropped.
 
+use crate::door;
 use crate::grpc::{fault_from_proto, fault_to_proto};
+use crate::handshake::{HandshakeError, tls_error};
 use crate::identity::{Identity, Role};
-use crate::tls::{self, ALPN_CHANNEL, Credentials};
+use crate::peers::Pass;
+use crate::tls::{self, ALPN_CHANNEL, Acceptor, Credentials, Entered};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use continuum_model::fault::{Fault, FaultClass};
 use continuum_model::feed::envelope::{ENVELOPE_BYTES, ENVELOPE_BYTES_MAX};
@@ -23,19 +30,27 @@ use continuum_model::feed::{Envelope, FrameError};
 use continuum_model::id::MachineId;
 use continuum_model::time::Timestamp;
 use continuum_model::units::{Epoch, FrameNumber, Sequence};
+use continuum_model::untrusted::shown;
 use std::future::Future;
-use std::sync::Arc;
+use std::io;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader, BufWriter, ReadHalf, WriteHalf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio_rustls::{TlsAcceptor, TlsStream};
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+use tokio_rustls::TlsStream;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 const VERSION: u16 = 1;
 const SMALL_MAX: usize = 16 << 10;
-const CONNECTIONS_MAX: usize = 1024;
+const STREAMS_MAX: usize = 1024;
 const BUFFER: usize = 256 << 10;
+/// A side that sent nothing for this long says that it is alive.
+const ALIVE_EVERY: Duration = Duration::from_secs(5);
+/// A side that waits and hears nothing for this long gives up.
+pub const SILENCE: Duration = Duration::from_secs(20);
 
 /// Who wants to send what.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,14 +100,24 @@ pub enum Message {
     Refused(Fault),
 }
 
-/// The way out of a stream.
+/// The way out of a stream. While it exists, the other side hears at least that we are alive. The connection
+/// is closed when both halves are gone, or by [`Sender::close`].
 pub struct Sender {
-    out: BufWriter<WriteHalf<TlsStream<TcpStream>>>,
+    out: Arc<Mutex<Out>>,
+    _alive: AbortOnDropHandle<()>,
+}
+
+struct Out {
+    stream: BufWriter<WriteHalf<TlsStream<TcpStream>>>,
+    last: Instant,
+    /// A message was begun and not ended: its sender was dropped half-way, and nothing may follow.
+    torn: bool,
 }
 
 /// The way in of a stream.
 pub struct Receiver {
     input: BufReader<ReadHalf<TlsStream<TcpStream>>>,
+    credentials: Option<Credentials>,
 }
 
 /// A stream that said hello and waits for an answer.
@@ -103,9 +128,12 @@ pub struct Incoming {
     pub hello: Hello,
     sender: Sender,
     receiver: Receiver,
+    pass: Option<Pass>,
 }
 
-/// Opens a stream and says hello.
+/// Opens a stream and says hello. `role` and `id` are those that the other side must prove.
+///
+/// Errors: what the other side refused with; [`FaultClass::NotConnected`] where trying again may help.
 pub async fn connect(
     credentials: &Credentials,
     address: &str,
@@ -115,15 +143,25 @@ pub async fn connect(
 ) -> Result<(Welcome, Sender, Receiver), Fault> {
     let (stream, _) = credentials.connect(address, ALPN_CHANNEL, role, id).await?;
     let (mut sender, mut receiver) = split(stream);
+    // Whoever refuses our certificate says so only now, by an alert: what we know of it belongs beside.
+    receiver.credentials = Some(credentials.clone());
     let mut body = BytesMut::with_capacity(34);
     body.put_u16_le(VERSION);
     body.put_slice(hello.machine.as_bytes());
     body.put_u64_le(hello.epoch.0);
     body.put_u64_le(hello.session);
-    sender.message(1, &[&body]).await?;
-    sender.flush().await?;
+    let said = async {
+        sender.message(1, &[&body]).await?;
+        sender.flush().await
+    };
+    // A peer that refuses us may be gone before we spoke: what it said is still there to be read.
+    let unsaid = said.await.err();
     let answer = tokio::time::timeout(tls::HANDSHAKE_DEADLINE * 2, receiver.raw()).await;
-    match answer.map_err(|_| lost("no welcome in 20 s"))?? {
+    let answer = match (answer, unsaid) {
+        (Ok(Err(fault)), Some(unsaid)) if fault.class == FaultClass::NotConnected => Ok(Err(unsaid)),
+        (answer, _) => answer,
+    };
+    match answer.map_err(|_| lost(&io::Error::new(io::ErrorKind::TimedOut, "no welcome in 20 s")))?? {
         (2, mut body) if body.len() == 48 => {
             let welcome = Welcome {
                 number: FrameNumber(body.get_u64_le()),
@@ -139,47 +177,50 @@ pub async fn connect(
     }
 }
 
-/// Accepts streams until `stop`; each is served by a task of its own, awaited at the end.
-pub async fn serve<H, F>(listener: TcpListener, acceptor: TlsAcceptor, stop: CancellationToken, handler: H)
+/// Accepts streams until `stop`; each is served by a task of its own. At `stop`, and when the certificate
+/// behind a stream is revoked, its handler is dropped.
+pub async fn serve<H, F>(listener: TcpListener, acceptor: Acceptor, stop: CancellationToken, handler: H)
 where
     H: Fn(Incoming) -> F + Send + Sync + 'static,
     F: Future<Output = ()> + Send + 'static,
 {
-    let handler = Arc::new(handler);
     let tasks = TaskTracker::new();
-    loop {
-        let accepted = tokio::select! {
-            () = stop.cancelled() => break,
-            accepted = listener.accept() => accepted,
-        };
-        let Ok((stream, address)) = accepted else {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            continue;
-        };
-        if tasks.len() >= CONNECTIONS_MAX {
-            continue;
-        }
-        let (acceptor, handler, stop) = (acceptor.clone(), handler.clone(), stop.clone());
-        tasks.spawn(async move {
-            let served = async {
-                match greet(&acceptor, stream).await {
-                    Ok(incoming) => handler(incoming).await,
-                    Err(reason) => tracing::info!(%address, "stream refused: {reason}"),
+    let enter = |mut incoming: Incoming| {
+        // The handler is called in here and not in the task: streams of one machine keep their order.
+        if tasks.len() < STREAMS_MAX {
+            let peer = incoming.peer.clone();
+            let pass = incoming.pass.take();
+            let (served, stop) = (handler(incoming), stop.clone());
+            tasks.spawn(async move {
+                let revoked = async {
+                    match &pass {
+                        Some(pass) => pass.revoked().cancelled().await,
+                        None => std::future::pending().await,
+                    }
+                };
+                tokio::select! {
+                    () = stop.cancelled() => {}
+                    () = revoked => tracing::warn!(%peer, "stream ended: its certificate was revoked"),
+                    () = served => {}
                 }
-            };
-            tokio::select! {
-                () = stop.cancelled() => {}
-                () = served => {}
-            }
-        });
-    }
+            });
+        } else {
+            tracing::warn!(peer = %incoming.peer, "stream refused: {STREAMS_MAX} are open");
+            tasks.spawn(async move { incoming.refuse(&full()).await });
+        }
+        std::future::ready(())
+    };
+    door::keep(listener, acceptor, stop.clone(), greet, enter).await;
     tasks.close();
     tasks.wait().await;
 }
 
-async fn greet(acceptor: &TlsAcceptor, stream: TcpStream) -> Result<Incoming, String> {
-    let (stream, peer) = tls::accept(acceptor, stream).await?;
-    let peer = peer.ok_or("no certificate")?;
+async fn greet(entered: Entered) -> Result<Incoming, String> {
+    let (peer, pass) = entered.peer.ok_or("no certificate")?;
+    let stream = entered.stream;
+    if stream.get_ref().1.alpn_protocol() != Some(ALPN_CHANNEL) {
+        return Err(format!("{peer}: {}", HandshakeError::Protocol));
+    }
     let (mut sender, mut receiver) = split(stream);
     let hello = match tokio::time::timeout(tls::HANDSHAKE_DEADLINE, receiver.raw()).await {
         Err(_) => Err(violation("no hello in 10 s")),
@@ -199,7 +240,7 @@ async fn greet(acceptor: &TlsAcceptor, stream: TcpStream) -> Result<Incoming, St
         Ok(Ok((kind, _))) => Err(violation(&format!("message type {kind} where a hello was expected"))),
     };
     match hello {
-        Ok(hello) => Ok(Incoming { peer, hello, sender, receiver }),
+        Ok(hello) => Ok(Incoming { peer, hello, sender, receiver, pass: Some(pass) }),
         Err(fault) => {
             sender.refuse(&fault).await;
             Err(format!("{peer}: {}", fault.message))
@@ -208,7 +249,7 @@ async fn greet(acceptor: &TlsAcceptor, stream: TcpStream) -> Result<Incoming, St
 }
 
 impl Incoming {
-    /// Lets the stream in.
+    /// Lets the stream in. It ends when the future or task that `serve` runs the handler in does.
     pub async fn welcome(mut self, welcome: Welcome) -> Result<(Sender, Receiver), Fault> {
         let mut body = BytesMut::with_capacity(48);
         body.put_u64_le(welcome.number.0);
@@ -229,6 +270,9 @@ impl Incoming {
 
 impl Sender {
     /// Sends a frame. Not flushed: call [`Sender::flush`] when nothing more is at hand.
+    ///
+    /// # Cancel safety
+    /// None: when dropped half-way, nothing more can be sent on this stream.
     pub async fn frame(&mut self, envelope: &Envelope) -> Result<(), Fault> {
         self.message(3, &[&envelope.prefix(), envelope.head.bytes(), &envelope.stored]).await
     }
@@ -249,30 +293,66 @@ impl Sender {
         let said = async {
             self.message(5, &[&body]).await?;
             self.flush().await?;
-            self.out.shutdown().await.map_err(|error| lost(&error.to_string()))
+            self.out.lock().await.stream.shutdown().await.map_err(|error| lost(&error))
         };
         if !matches!(tokio::time::timeout(Duration::from_secs(2), said).await, Ok(Ok(()))) {
-            tracing::debug!("a refusal did not reach its peer");
+            tracing::debug!(code = fault.code, "a refusal did not reach its peer");
         }
+    }
+
+    /// Ends our direction in good order: the other side reads what was sent, and then the end.
+    pub async fn close(self) -> Result<(), Fault> {
+        self.out.lock().await.stream.shutdown().await.map_err(|error| lost(&error))
     }
 
     /// Sends what is buffered.
     pub async fn flush(&mut self) -> Result<(), Fault> {
-        self.out.flush().await.map_err(|error| lost(&error.to_string()))
+        self.out.lock().await.stream.flush().await.map_err(|error| lost(&error))
     }
 
     async fn message(&mut self, kind: u8, parts: &[&[u8]]) -> Result<(), Fault> {
+        self.out.lock().await.message(kind, parts).await.map_err(|error| lost(&error))
+    }
+}
+
+impl Out {
+    async fn message(&mut self, kind: u8, parts: &[&[u8]]) -> io::Result<()> {
+        if self.torn {
+            return Err(io::Error::other("an earlier message was given up half-way"));
+        }
         let length: usize = parts.iter().map(|part| part.len()).sum();
         let mut head = [kind, 0, 0, 0, 0];
         head[1..].copy_from_slice(&(length as u32).to_le_bytes());
-        let sent = async {
-            self.out.write_all(&head).await?;
-            for part in parts {
-                self.out.write_all(part).await?;
+        self.torn = true;
+        self.stream.write_all(&head).await?;
+        for part in parts {
+            self.stream.write_all(part).await?;
+        }
+        self.torn = false;
+        self.last = Instant::now();
+        Ok(())
+    }
+}
+
+/// Says that we are alive whenever nothing else was said for a while. A message that is under way holds the
+/// lock, and is sign of life enough.
+async fn stay_alive(out: Weak<Mutex<Out>>) {
+    let mut due = Instant::now() + ALIVE_EVERY;
+    loop {
+        tokio::time::sleep_until(due).await;
+        let Some(out) = out.upgrade() else { return };
+        let mut out = out.lock().await;
+        if out.last.elapsed() >= ALIVE_EVERY {
+            let said = async {
+                out.message(6, &[]).await?;
+                out.stream.flush().await
+            };
+            // Whoever sends or receives next learns the same and says why.
+            if said.await.is_err() {
+                return;
             }
-            Ok(())
-        };
-        sent.await.map_err(|error: std::io::Error| lost(&error.to_string()))
+        }
+        due = out.last + ALIVE_EVERY;
     }
 }
 
@@ -301,66 +381,104 @@ impl Receiver {
         }
     }
 
+    /// The next message of a known type and permitted length, signs of life left out.
     async fn raw(&mut self) -> Result<(u8, Bytes), Fault> {
-        let mut head = [0; 5];
-        match self.input.read_exact(&mut head).await {
-            Ok(_) => {}
-            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
-                return Err(Fault::new(FaultClass::NotConnected, CLOSED, "the other side closed the stream"));
+        loop {
+            let mut head = [0; 5];
+            match heard(self.input.read_exact(&mut head)).await {
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                    return Err(Fault::new(
+                        FaultClass::NotConnected,
+                        CLOSED,
+                        "the other side closed the stream",
+                    ));
+                }
+                Err(error) => return Err(self.lost(&error)),
             }
-            Err(error) => return Err(lost(&error.to_string())),
-        }
-        let length = u32::from_le_bytes([head[1], head[2], head[3], head[4]]) as usize;
-        let limit = match head[0] {
-            3 => ENVELOPE_BYTES_MAX,
-            1 | 2 | 4 | 5 => SMALL_MAX,
-            kind => return Err(violation(&format!("unsupported message type {kind:#04x}"))),
-        };
-        if length > limit || (head[0] == 3 && length < ENVELOPE_BYTES) {
-            return Err(violation(&format!("message of {length} bytes exceeds the limit of {limit}")));
-        }
-        // Grows as data arrives: a peer that only claims a length costs no memory.
-        let mut body = BytesMut::with_capacity(length.min(64 << 10));
-        let mut rest = (&mut self.input).take(length as u64);
-        while body.len() < length {
-            let read = rest.read_buf(&mut body).await.map_err(|error| lost(&error.to_string()))?;
-            if read == 0 {
-                return Err(lost("the stream ended inside a message"));
+            let length = u32::from_le_bytes([head[1], head[2], head[3], head[4]]) as usize;
+            let limit = match head[0] {
+                3 => ENVELOPE_BYTES_MAX,
+                1 | 2 | 4 | 5 => SMALL_MAX,
+                6 => 0,
+                kind => return Err(violation(&format!("unsupported message type {kind:#04x}"))),
+            };
+            if length > limit {
+                return Err(violation(&format!("message of {length} bytes exceeds the limit of {limit}")));
             }
+            if head[0] == 3 && length < ENVELOPE_BYTES {
+                return Err(violation(&format!("a frame of {length} bytes, which is less than any has")));
+            }
+            if head[0] == 6 {
+                continue;
+            }
+            // Grows as data arrives: a peer that only claims a length costs no memory.
+            let mut body = BytesMut::with_capacity(length.min(64 << 10));
+            let mut rest = (&mut self.input).take(length as u64);
+            while body.len() < length {
+                match heard(rest.read_buf(&mut body)).await {
+                    Ok(0) => return Err(lost(&io::Error::other("it ended inside a message"))),
+                    Ok(_) => {}
+                    Err(error) => return Err(self.lost(&error)),
+                }
+            }
+            return Ok((head[0], body.freeze()));
         }
-        Ok((head[0], body.freeze()))
+    }
+
+    fn lost(&self, io_error: &io::Error) -> Fault {
+        match (tls_error(io_error), &self.credentials) {
+            (Some(error), Some(credentials)) => match HandshakeError::of_tls(error) {
+                refused @ HandshakeError::RefusedUs { .. } => {
+                    let own = credentials.presented();
+                    refused.about_us(own.issued, own.ends).fault("the other side")
+                }
+                _ => lost(io_error),
+            },
+            _ => lost(io_error),
+        }
+    }
+}
+
+/// A read that hears something in time.
+async fn heard<T>(read: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    match tokio::time::timeout(SILENCE, read).await {
+        Ok(read) => read,
+        Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "nothing was heard for 20 s")),
     }
 }
 
 const CLOSED: &str = "channel.closed";
 
 fn split(stream: TlsStream<TcpStream>) -> (Sender, Receiver) {
-    notice_dead_links(stream.get_ref().0);
     let (input, out) = tokio::io::split(stream);
+    let out = Out { stream: BufWriter::with_capacity(BUFFER, out), last: Instant::now(), torn: false };
+    let out = Arc::new(Mutex::new(out));
+    let alive = AbortOnDropHandle::new(tokio::spawn(stay_alive(Arc::downgrade(&out))));
     let input = BufReader::with_capacity(BUFFER, input);
-    (Sender { out: BufWriter::with_capacity(BUFFER, out) }, Receiver { input })
+    (Sender { out, _alive: alive }, Receiver { input, credentials: None })
 }
 
-/// A link that swallows everything is found within about 15 seconds.
-fn notice_dead_links(stream: &TcpStream) {
-    use rustix::net::sockopt;
-    let set = || -> rustix::io::Result<()> {
-        sockopt::set_socket_keepalive(stream, true)?;
-        sockopt::set_tcp_keepidle(stream, Duration::from_secs(5))?;
-        sockopt::set_tcp_keepintvl(stream, Duration::from_secs(2))?;
-        sockopt::set_tcp_keepcnt(stream, 4)?;
-        sockopt::set_tcp_user_timeout(stream, 15_000)
+fn lost(error: &io::Error) -> Fault {
+    let reason = match tls_error(error) {
+        Some(error) => HandshakeError::of_tls(error).to_string(),
+        None => shown(&error.to_string()),
     };
-    if let Err(error) = set() {
-        tracing::warn!(%error, "keep-alive could not be set: a dead link is found late");
-    }
-}
-
-fn lost(reason: &str) -> Fault {
     Fault::new(FaultClass::NotConnected, "channel.lost", format!("the replication channel broke: {reason}"))
         .affects("new changes wait at the source")
         .spares("writes of the machine, and all recovery points")
         .remedy("nothing: it is opened again")
+}
+
+fn full() -> Fault {
+    Fault::new(
+        FaultClass::NotReady,
+        "channel.full",
+        format!("{STREAMS_MAX} streams are open here, which is the limit"),
+    )
+    .affects("this stream; it is tried again")
+    .spares("all streams that are open")
+    .remedy("add another server of this kind and spread the machines over both")
 }
 
 fn violation(what: &str) -> Fault {

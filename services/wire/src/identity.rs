@@ -26,12 +26,14 @@ pub enum Role {
     Agent,
     /// A person or a script.
     Operator,
+    /// Speaks to a fabric for the vault.
+    Provider,
 }
 
 impl Role {
     /// All of them.
-    pub const ALL: [Self; 5] =
-        [Self::Vault, Self::ProcessServer, Self::MasterTarget, Self::Agent, Self::Operator];
+    pub const ALL: [Self; 6] =
+        [Self::Vault, Self::ProcessServer, Self::MasterTarget, Self::Agent, Self::Operator, Self::Provider];
     /// Its name in certificates, tokens and messages.
     pub const fn name(self) -> &'static str {
         match self {
@@ -40,6 +42,7 @@ impl Role {
             Self::MasterTarget => "master-target",
             Self::Agent => "agent",
             Self::Operator => "operator",
+            Self::Provider => "provider",
         }
     }
     /// The role of a name.

@@ -1,16 +1,20 @@
 //! How Continuum's processes know and reach one another.
 //!
 //! - [`ca`], [`identity`], [`token`], [`enroll`]: who is who, and how a newcomer becomes someone
-//! - [`tls`]: mutual TLS 1.3, one crypto provider
+//! - [`tls`], [`handshake`], [`peers`]: mutual TLS 1.3 with one crypto provider; why a handshake failed; who
+//!   is denied although its certificate is good
 //! - [`grpc`]: listeners that know their peer, channels that notice a dead link, faults that arrive whole
 //! - [`channel`]: the replication channel, in framing of its own
 //! - [`session`]: a server's session with its vault
 
 pub mod ca;
 pub mod channel;
+mod door;
 pub mod enroll;
 pub mod grpc;
+pub mod handshake;
 pub mod identity;
+pub mod peers;
 pub mod session;
 pub mod tls;
 pub mod token;

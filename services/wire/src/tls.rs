@@ -5,18 +5,21 @@
 //!
 //! A peer is known by the identity in its certificate, never by its address: the standard verification
 //! checks chain, time and usage against the vault's CA and the one shared name, then role and vault are
-//! compared.
+//! compared, and the deny-list (`peers`) is asked.
+//!
+//! Sessions are never resumed: a resumed handshake would not look at the certificate's validity again.
 
 use crate::ca::{self, PkiError};
+use crate::handshake::HandshakeError;
 use crate::identity::{Identity, Role, SHARED_NAME};
+use crate::peers::{Pass, Peers, Presented};
 use continuum_model::fault::{Fault, FaultClass};
 use continuum_model::untrusted::shown;
-use continuum_model::world::{Clock, SystemClock};
-use rustls::client::ResolvesClientCert;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{ResolvesClientCert, Resumption};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme, version};
 use std::path::{Path, PathBuf};
@@ -34,21 +37,35 @@ pub fn install_provider() {
 }
 
 /// Our own certificate and key, and the CA we trust: three files in a folder, read again after a renewal.
+/// Clones are the same credentials, and share one gate ([`Credentials::peers`]).
 ///
 /// ```text
-/// <dir>/ca.pem   <dir>/certificate.pem   <dir>/key.pem (0600)
+/// <dir>/ca.pem             the authority's certificate
+/// <dir>/certificate.pem    ours: public
+/// <dir>/key.pem            its key: 0600
+/// <dir>/key.next.pem       while both are being replaced: the key of the certificate that comes
 /// ```
+///
+/// Both are replaced in an order that a kill cannot break: next key, certificate, key. Whoever opens the
+/// folder takes the key that belongs to the certificate.
 #[derive(Clone)]
 pub struct Credentials {
     dir: PathBuf,
     current: Arc<RwLock<Arc<Loaded>>>,
+    peers: Peers,
 }
 
 struct Loaded {
-    identity: Identity,
+    presented: Presented,
     key: Arc<CertifiedKey>,
     roots: Arc<RootCertStore>,
-    expires: i64,
+}
+
+/// Turns accepted connections into trusted ones. Made by [`Credentials`].
+#[derive(Clone)]
+pub struct Acceptor {
+    tls: TlsAcceptor,
+    peers: Peers,
 }
 
 impl Credentials {
@@ -56,26 +73,30 @@ impl Credentials {
     pub fn store(dir: &Path, ca_pem: &str, certificate_pem: &str, key_pem: &str) -> Result<Self, PkiError> {
         std::fs::create_dir_all(dir).map_err(|source| PkiError::File { path: dir.to_owned(), source })?;
         ca::write_file(&dir.join("ca.pem"), ca_pem.as_bytes(), 0o644)?;
-        ca::write_file(&dir.join("key.pem"), key_pem.as_bytes(), 0o600)?;
-        ca::write_file(&dir.join("certificate.pem"), certificate_pem.as_bytes(), 0o644)?;
+        replace(dir, certificate_pem, key_pem)?;
         Self::open(dir)
     }
 
-    /// Opens the three files.
+    /// Opens the files.
     pub fn open(dir: &Path) -> Result<Self, PkiError> {
         let loaded = Arc::new(load(dir)?);
-        Ok(Self { dir: dir.to_owned(), current: Arc::new(RwLock::new(loaded)) })
+        Ok(Self { dir: dir.to_owned(), current: Arc::new(RwLock::new(loaded)), peers: Peers::default() })
     }
 
     /// Whether there is something to open.
     pub fn exist(dir: &Path) -> bool {
-        ["ca.pem", "certificate.pem", "key.pem"].iter().all(|name| dir.join(name).exists())
+        let there = |name: &str| dir.join(name).exists();
+        there("ca.pem") && there("certificate.pem") && (there("key.pem") || there("key.next.pem"))
     }
 
-    /// Takes a renewed certificate and key: new handshakes use them at once.
+    /// Takes a renewed certificate and key: new handshakes use them at once, on listeners that stand as well.
     pub fn renew(&self, certificate_pem: &str, key_pem: &str) -> Result<(), PkiError> {
-        ca::write_file(&self.dir.join("key.pem"), key_pem.as_bytes(), 0o600)?;
-        ca::write_file(&self.dir.join("certificate.pem"), certificate_pem.as_bytes(), 0o644)?;
+        replace(&self.dir, certificate_pem, key_pem)?;
+        self.reload()
+    }
+
+    /// Reads the files again, where another process renewed them. On an error the old ones stay in use.
+    pub fn reload(&self) -> Result<(), PkiError> {
         let loaded = Arc::new(load(&self.dir)?);
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = loaded;
         Ok(())
@@ -87,33 +108,48 @@ impl Credentials {
 
     /// Who we are.
     pub fn identity(&self) -> Identity {
-        self.now().identity.clone()
+        self.now().presented.identity.clone()
+    }
+
+    /// What our certificate says.
+    pub fn presented(&self) -> Presented {
+        self.now().presented.clone()
     }
 
     /// When our certificate ends, in seconds of Unix time.
     pub fn expires_at(&self) -> i64 {
-        self.now().expires
+        self.now().presented.ends.micros() / 1_000_000
+    }
+
+    /// Who is let in by the listeners of these credentials.
+    pub const fn peers(&self) -> &Peers {
+        &self.peers
     }
 
     /// Accepts connections; every peer must show a certificate of our vault.
-    pub fn acceptor(&self) -> Result<TlsAcceptor, PkiError> {
+    pub fn acceptor(&self) -> Result<Acceptor, PkiError> {
         let verifier = WebPkiClientVerifier::builder(self.now().roots.clone())
             .build()
             .map_err(|error| PkiError::Invalid { what: "ca.pem".into(), reason: error.to_string() })?;
-        let mut config = ServerConfig::builder_with_protocol_versions(&[&version::TLS13])
+        let config = ServerConfig::builder_with_protocol_versions(&[&version::TLS13])
             .with_client_cert_verifier(verifier)
             .with_cert_resolver(Arc::new(self.clone()));
-        config.alpn_protocols = vec![b"h2".to_vec(), ALPN_CHANNEL.to_vec()];
-        Ok(TlsAcceptor::from(Arc::new(config)))
+        Ok(self.accepting(config, &[ALPN_GRPC, ALPN_CHANNEL]))
     }
 
     /// Accepts newcomers, who have no certificate yet. Only enrolment is served behind it.
-    pub fn enrolment_acceptor(&self) -> TlsAcceptor {
-        let mut config = ServerConfig::builder_with_protocol_versions(&[&version::TLS13])
+    pub fn enrolment_acceptor(&self) -> Acceptor {
+        let config = ServerConfig::builder_with_protocol_versions(&[&version::TLS13])
             .with_no_client_auth()
             .with_cert_resolver(Arc::new(WithCa(self.clone())));
-        config.alpn_protocols = vec![b"h2".to_vec()];
-        TlsAcceptor::from(Arc::new(config))
+        self.accepting(config, &[ALPN_GRPC])
+    }
+
+    fn accepting(&self, mut config: ServerConfig, protocols: &[&[u8]]) -> Acceptor {
+        config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+        Acceptor { tls: TlsAcceptor::from(Arc::new(config)), peers: self.peers.clone() }
     }
 
     fn connector(&self, alpn: &[u8]) -> TlsConnector {
@@ -121,6 +157,7 @@ impl Credentials {
             .with_root_certificates(self.now().roots.clone())
             .with_client_cert_resolver(Arc::new(self.clone()));
         config.alpn_protocols = vec![alpn.to_vec()];
+        config.resumption = Resumption::disabled();
         TlsConnector::from(Arc::new(config))
     }
 
@@ -133,23 +170,17 @@ impl Credentials {
         id: Option<&str>,
     ) -> Result<(TlsStream<TcpStream>, Identity), Fault> {
         let stream = dial(address).await?;
-        let name = ServerName::try_from(SHARED_NAME)
-            .map_err(|error| handshake_fault(address, &error.to_string()))?;
-        let handshake = self.connector(alpn).connect(name, stream);
-        let stream = match tokio::time::timeout(HANDSHAKE_DEADLINE, handshake).await {
-            Ok(Ok(stream)) => TlsStream::from(stream),
-            Ok(Err(error)) => return Err(handshake_fault(address, &error.to_string())),
-            Err(_) => return Err(handshake_fault(address, "not finished in 10 s")),
-        };
-        let peer = peer_of(&stream).map_err(|reason| handshake_fault(address, &reason))?;
-        let own = self.identity();
-        if peer.vault != own.vault || peer.role != role || id.is_some_and(|id| id != peer.id) {
-            return Err(handshake_fault(
-                address,
-                &format!("{peer} answered where {role} {} was expected", id.unwrap_or_default()),
-            ));
+        let stream = shake(self.connector(alpn), stream).await.map_err(|error| {
+            let own = self.presented();
+            error.about_us(own.issued, own.ends).fault(address)
+        })?;
+        let found = presented_by(&stream).map_err(|error| error.fault(address))?.identity;
+        let vault = self.identity().vault;
+        if found.vault != vault || found.role != role || id.is_some_and(|id| id != found.id) {
+            let expected = format!("{role} {}", id.unwrap_or("of this vault"));
+            return Err(HandshakeError::WrongPeer { found: found.to_string(), expected }.fault(address));
         }
-        Ok((stream, peer))
+        Ok((stream, found))
     }
 }
 
@@ -158,23 +189,41 @@ pub const ALPN_CHANNEL: &[u8] = b"continuum-channel/1";
 /// The protocol name of gRPC.
 pub const ALPN_GRPC: &[u8] = b"h2";
 
+/// A connection that was let in.
+pub struct Entered {
+    /// The connection.
+    pub stream: TlsStream<TcpStream>,
+    /// Who is at the other end, and its place; `None`: a newcomer at the enrolment listener.
+    pub peer: Option<(Identity, Pass)>,
+}
+
 /// Finishes the handshake of an accepted connection.
-pub async fn accept(
-    acceptor: &TlsAcceptor,
-    stream: TcpStream,
-) -> Result<(TlsStream<TcpStream>, Option<Identity>), String> {
+pub async fn accept(acceptor: &Acceptor, stream: TcpStream) -> Result<Entered, HandshakeError> {
     let _ = stream.set_nodelay(true);
-    let stream = match tokio::time::timeout(HANDSHAKE_DEADLINE, acceptor.accept(stream)).await {
+    let stream = match tokio::time::timeout(HANDSHAKE_DEADLINE, acceptor.tls.accept(stream)).await {
         Ok(Ok(stream)) => TlsStream::from(stream),
-        Ok(Err(error)) => return Err(with_clock(&shown(&error.to_string()))),
-        Err(_) => return Err("handshake not finished in 10 s".into()),
+        Ok(Err(error)) => return Err(HandshakeError::of_io(&error)),
+        Err(_) => return Err(HandshakeError::Deadline),
     };
     let has_certificate = stream.get_ref().1.peer_certificates().is_some_and(|chain| !chain.is_empty());
     if !has_certificate {
-        return Ok((stream, None));
+        return Ok(Entered { stream, peer: None });
     }
-    let peer = peer_of(&stream)?;
-    Ok((stream, Some(peer)))
+    let presented = presented_by(&stream)?;
+    let pass = acceptor
+        .peers
+        .admit(&presented)
+        .map_err(|why| HandshakeError::Barred { who: presented.identity.to_string(), why })?;
+    Ok(Entered { stream, peer: Some((presented.identity, pass)) })
+}
+
+async fn shake(connector: TlsConnector, stream: TcpStream) -> Result<TlsStream<TcpStream>, HandshakeError> {
+    let name = ServerName::try_from(SHARED_NAME).map_err(|error| HandshakeError::Other(error.to_string()))?;
+    match tokio::time::timeout(HANDSHAKE_DEADLINE, connector.connect(name, stream)).await {
+        Ok(Ok(stream)) => Ok(TlsStream::from(stream)),
+        Ok(Err(error)) => Err(HandshakeError::of_io(&error)),
+        Err(_) => Err(HandshakeError::Deadline),
+    }
 }
 
 /// A TCP connection with a deadline and no delay.
@@ -199,34 +248,22 @@ async fn dial(address: &str) -> Result<TcpStream, Fault> {
     }
 }
 
-fn peer_of(stream: &TlsStream<TcpStream>) -> Result<Identity, String> {
+fn presented_by(stream: &TlsStream<TcpStream>) -> Result<Presented, HandshakeError> {
     let (_, session) = stream.get_ref();
-    let leaf = session
-        .peer_certificates()
-        .and_then(|chain| chain.first())
-        .ok_or("the peer showed no certificate")?;
-    Identity::of_certificate(leaf).map_err(|error| error.to_string())
+    let leaf =
+        session.peer_certificates().and_then(|chain| chain.first()).ok_or(HandshakeError::NoCertificate)?;
+    Ok(Presented::of_certificate(leaf)?)
 }
 
-fn handshake_fault(address: &str, reason: &str) -> Fault {
-    let reason = with_clock(&shown(reason));
-    Fault::new(
-        FaultClass::Refused,
-        "tls.refused",
-        format!("no trusted connection to {}: {reason}", shown(address)),
-    )
-    .affects("this connection")
-    .spares("everything that is already running")
-    .remedy("see `continuum doctor`; a certificate that ended or was revoked needs a new enrolment")
-}
-
-/// Trouble with validity needs the clock beside it: often it is the clock that is wrong.
-fn with_clock(reason: &str) -> String {
-    if reason.contains("xpired") || reason.contains("NotValidYet") || reason.contains("not valid yet") {
-        format!("{reason} (the clock here says {})", SystemClock::default().wall())
-    } else {
-        reason.to_owned()
-    }
+/// Puts a new certificate and its key into the folder, so that a kill between any two steps leaves a pair.
+fn replace(dir: &Path, certificate_pem: &str, key_pem: &str) -> Result<(), PkiError> {
+    let (key, next) = (dir.join("key.pem"), dir.join("key.next.pem"));
+    ca::write_file(&next, key_pem.as_bytes(), 0o600)?;
+    ca::write_file(&dir.join("certificate.pem"), certificate_pem.as_bytes(), 0o644)?;
+    std::fs::rename(&next, &key)
+        .and_then(|()| std::fs::File::open(dir))
+        .and_then(|folder| folder.sync_all())
+        .map_err(|source| PkiError::File { path: key, source })
 }
 
 fn load(dir: &Path) -> Result<Loaded, PkiError> {
@@ -243,22 +280,26 @@ fn load(dir: &Path) -> Result<Loaded, PkiError> {
     }
     let chain = certificates("certificate.pem")?;
     let leaf = chain.first().ok_or_else(|| invalid("certificate.pem", "it is empty".into()))?;
-    let identity =
-        Identity::of_certificate(leaf).map_err(|error| invalid("certificate.pem", error.to_string()))?;
-    let expires = x509_parser::parse_x509_certificate(leaf)
-        .map_err(|error| invalid("certificate.pem", error.to_string()))?
-        .1
-        .validity()
-        .not_after
-        .timestamp();
+    let presented =
+        Presented::of_certificate(leaf).map_err(|error| invalid("certificate.pem", error.to_string()))?;
+    let key = match certified(&dir.join("key.pem"), &chain) {
+        // A kill while both were replaced: the key of this certificate still has its other name.
+        Err(reason) if dir.join("key.next.pem").exists() => {
+            certified(&dir.join("key.next.pem"), &chain).map_err(|_| reason)?
+        }
+        other => other?,
+    };
+    Ok(Loaded { presented, key: Arc::new(key), roots: Arc::new(roots) })
+}
+
+fn certified(path: &Path, chain: &[CertificateDer<'static>]) -> Result<CertifiedKey, PkiError> {
+    let invalid = |reason| PkiError::Invalid { what: path.display().to_string(), reason };
     // Also makes sure that nobody else can read it.
-    let pair = ca::read_key(&dir.join("key.pem"))?;
-    let key = PrivateKeyDer::try_from(pair.serialize_der())
-        .map_err(|error| invalid("key.pem", error.to_owned()))?;
+    let pair = ca::read_key(path)?;
+    let key = PrivateKeyDer::try_from(pair.serialize_der()).map_err(|error| invalid(error.to_owned()))?;
     let provider = rustls::crypto::ring::default_provider();
-    let key = CertifiedKey::from_der(chain, key, &provider)
-        .map_err(|error| invalid("key.pem", format!("it does not belong to certificate.pem: {error}")))?;
-    Ok(Loaded { identity, key: Arc::new(key), roots: Arc::new(roots), expires })
+    CertifiedKey::from_der(chain.to_vec(), key, &provider)
+        .map_err(|error| invalid(format!("it does not belong to certificate.pem: {error}")))
 }
 
 impl std::fmt::Debug for Credentials {
@@ -299,15 +340,9 @@ pub async fn connect_pinned(address: &str, ca_fingerprint: [u8; 32]) -> Result<T
         .with_custom_certificate_verifier(Arc::new(PinnedCa(ca_fingerprint)))
         .with_no_client_auth();
     config.alpn_protocols = vec![ALPN_GRPC.to_vec()];
+    config.resumption = Resumption::disabled();
     let stream = dial(address).await?;
-    let name =
-        ServerName::try_from(SHARED_NAME).map_err(|error| handshake_fault(address, &error.to_string()))?;
-    let handshake = TlsConnector::from(Arc::new(config)).connect(name, stream);
-    match tokio::time::timeout(HANDSHAKE_DEADLINE, handshake).await {
-        Ok(Ok(stream)) => Ok(TlsStream::from(stream)),
-        Ok(Err(error)) => Err(handshake_fault(address, &error.to_string())),
-        Err(_) => Err(handshake_fault(address, "not finished in 10 s")),
-    }
+    shake(TlsConnector::from(Arc::new(config)), stream).await.map_err(|error| error.fault(address))
 }
 
 /// Trusts exactly the CA whose fingerprint is known, and verifies the rest as usual.

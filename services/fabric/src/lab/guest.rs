@@ -41,6 +41,9 @@ pub struct Heartbeat {
     pub error: String,
     /// Requests that were repeated because the block server went away.
     pub reconnects: u64,
+    /// How its file system is, where it has one.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub filesystem: String,
 }
 
 const PATIENCE: Duration = Duration::from_secs(30);

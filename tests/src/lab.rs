@@ -6,6 +6,7 @@
 
 use rustix::process::{Pid, Signal};
 use serde_json::Value;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -19,8 +20,11 @@ pub struct Lab {
 /// What a verb answered.
 #[derive(Debug)]
 pub struct Answer {
+    /// Its exit code.
     pub code: i32,
+    /// Standard output.
     pub stdout: String,
+    /// Standard error.
     pub stderr: String,
 }
 
@@ -46,6 +50,32 @@ pub fn binary() -> PathBuf {
     path
 }
 
+/// Where `tests/run` put the kernel of QEMU guests; else the lab fetches one itself.
+fn kernel() -> Vec<OsString> {
+    let folder = binary().parent().and_then(Path::parent).map(|target| target.join("guest"));
+    let entries = folder.and_then(|folder| std::fs::read_dir(folder).ok()).into_iter().flatten().flatten();
+    let package =
+        entries.map(|entry| entry.path()).find(|path| path.extension().is_some_and(|end| end == "deb"));
+    package.map(|path| vec!["--kernel".into(), path.into()]).unwrap_or_default()
+}
+
+/// The endpoints of the disks that a test failover or failover answered, and the moment that they show, in
+/// microseconds of UTC.
+#[track_caller]
+pub fn brought_up(answer: &Value) -> (Vec<String>, i64) {
+    let machine = &answer["machines"][0];
+    let time: continuum_model::time::Timestamp =
+        machine["point"]["time"].as_str().expect("a time").parse().expect("RFC 3339");
+    (endpoints(machine), time.micros())
+}
+
+/// The endpoints of a machine's disks, in order.
+#[track_caller]
+pub fn endpoints(machine: &Value) -> Vec<String> {
+    let disks = machine["disks"].as_array().unwrap_or_else(|| panic!("no disks in {machine}"));
+    disks.iter().map(|disk| disk["endpoint"].as_str().expect("an endpoint").to_owned()).collect()
+}
+
 impl Lab {
     /// Starts a lab.
     pub fn start(options: &[&str]) -> Self {
@@ -57,12 +87,31 @@ impl Lab {
         lab
     }
 
+    /// Starts a lab without machines and waits until some can be added.
+    pub fn empty() -> Self {
+        let lab = Self::start(&["--machines", "0"]);
+        lab.wait_for("the lab answers", Duration::from_secs(60), |lab| {
+            lab.run(&["lab", "status"]).stdout.contains("running")
+        });
+        lab
+    }
+
+    /// Adds a machine and protects it.
+    #[track_caller]
+    pub fn add(&self, name: &str, guest: &str, disks: &[&str]) {
+        let mut words = vec!["lab", "add", name, "--guest", guest, "--protect"];
+        words.extend(disks.iter().flat_map(|size| ["--disk", size]));
+        let added = self.run(&words);
+        assert_eq!(added.code, 0, "{}{}", added.stderr, self.logs());
+    }
+
     /// Starts the supervisor (again) in the same directory.
     pub fn launch(&mut self, options: &[&str]) {
         let log = std::fs::File::create(self.dir.path().join("supervisor.out")).expect("a log");
         let child = Command::new(binary())
             .args(["lab", "--headless", "--dir"])
             .arg(self.dir())
+            .args(kernel())
             .args(options)
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a log"))
@@ -72,6 +121,7 @@ impl Lab {
         self.supervisor = Some(child);
     }
 
+    /// Its directory.
     pub fn dir(&self) -> &Path {
         self.dir.path()
     }
