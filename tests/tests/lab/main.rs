@@ -4,3 +4,4 @@ mod drill;
 mod guests;
 mod moments;
 mod partition;
+mod prove;

@@ -1,8 +1,9 @@
 //! Any moment is a state the source was in: two disks of one machine under four writers, every process killed in
 //! turn, fifty moments brought up and proven.
 
+use crate::prove::{EndOfWork, bring_up_and_prove};
 use continuum_model::time::Timestamp;
-use continuum_tests::lab::{Lab, brought_up, endpoints};
+use continuum_tests::lab::{Lab, endpoints};
 use continuum_tests::oracle::workload::Writer;
 use continuum_tests::oracle::{self, History, Outcome, Workload};
 use rand::{Rng, SeedableRng};
@@ -42,6 +43,7 @@ fn under_writes(lab: &Lab, machine: &str, disturb: impl FnOnce()) -> History {
         foreign_writer(&uris[1], &second, 1, (16_000, 32_000), 1 << 41),
     ];
     std::thread::scope(|scope| {
+        let _end = EndOfWork(&workload);
         for (disk, blocks) in [(0u32, 0..24_000), (1, 0..16_000)] {
             let writer = Writer {
                 uri: uris[disk as usize].clone(),
@@ -104,26 +106,8 @@ fn any_moment_is_a_state_the_source_was_in_though_every_process_is_killed() {
     for n in 0..MOMENTS {
         let asked = rng.random_range(begun + 500_000..ended);
         let text = Timestamp::from_micros(asked).to_string();
-        let answer = lab.json(&["test-failover", "vol-01", "--point", &text]);
-        let (disks, time) = brought_up(&answer);
-        assert!(time <= asked, "a moment later than asked for");
-        // What was acknowledged between the moment answered and the one asked for is lost to this choice.
-        let acknowledged = history.writes.iter().filter_map(|write| write.completed_us());
-        let last = acknowledged.filter(|at| *at <= asked).max().unwrap_or(time);
-        let lost = (last - time).max(0) as f64 / 1e6;
+        let lost = bring_up_and_prove(&lab, "vol-01", &history, asked);
         worst = worst.max(lost);
-        println!("{n}: asked {text}, {:.3} s earlier, {lost:.3} s lost", (asked - time) as f64 / 1e6);
-        let images: Vec<_> =
-            disks.iter().map(|disk| oracle::read_image(disk).expect("the disk is served")).collect();
-        let slices: Vec<&[u8]> = images.iter().map(Vec::as_slice).collect();
-        let violations = oracle::prove(&slices, &history, time);
-        assert!(
-            violations.is_empty(),
-            "at {text} (answered {time}): {} violations, first {:?}",
-            violations.len(),
-            &violations[..violations.len().min(3)]
-        );
-        assert_eq!(lab.run(&["cleanup", "vol-01"]).code, 0);
         if n % 5 == 0 {
             // The machine that proves itself, at the same moment.
             let drill = lab.json(&["test-failover", "app-01", "--point", &text]);
