@@ -315,7 +315,7 @@ impl App {
                     .remedy("wait until it is; ctrl+r tries at once")),
             };
             // The console may be gone; then nobody asks any more.
-            let _ = messages.send(Message::Answer(tag, answer(result))).await;
+            let _ = messages.send(Message::Answer(tag, Box::new(answer(result)))).await;
         });
     }
 }

@@ -49,7 +49,7 @@ pub fn update(state: &mut State, message: Message, now: i64) -> Vec<Effect> {
             take_news(state, generation, *news);
             Vec::new()
         }
-        Message::Answer(tag, answer) => take_answer(state, tag, answer),
+        Message::Answer(tag, answer) => take_answer(state, tag, *answer),
         Message::Start(start) => {
             take_start(state, start);
             Vec::new()

@@ -37,7 +37,7 @@ pub enum Message {
     /// News of the vault, with the generation of their connection. The link itself stays with `app`.
     News(u64, Box<News>),
     /// The answer to an effect.
-    Answer(u64, Answer),
+    Answer(u64, Box<Answer>),
     /// How the start goes on.
     Start(Start),
     /// The dialog stood on the screen, and what had been typed is gone.
