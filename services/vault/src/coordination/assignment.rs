@@ -2,7 +2,7 @@
 //!
 //! Pure. Revisions are given where an assignment leaves (`sessions`).
 
-use crate::estate::{Estate, MachineEntry, machine_of};
+use crate::estate::{Estate, MachineEntry, agent_of, machine_of};
 use crate::project;
 use crate::store::inventory::Protection;
 use continuum_model::id::ServerId;
@@ -66,6 +66,10 @@ fn process_server(estate: &Estate, server: ServerId) -> pb::ProcessServerAssignm
         if protection.process_server != server || !replicates(protection) || protection.fenced {
             return None;
         }
+        // A machine whose agent was revoked has no stream.
+        if is_revoked(estate, agent_of(entry.row.id)) {
+            return None;
+        }
         let target = estate.servers.get(&protection.master_target)?;
         let policy = estate.policies.get(&protection.policy);
         Some(pb::Relay {
@@ -94,10 +98,19 @@ fn master_target(estate: &Estate, server: ServerId) -> pb::MasterTargetAssignmen
             epoch: entry.row.epoch,
             disks: entry.row.disks.iter().map(project::disk_message).collect(),
             policy: policy(estate, protection),
-            process_server_id: protection.process_server.to_string(),
+            // Frames come from nobody while their relay is revoked.
+            process_server_id: if is_revoked(estate, protection.process_server) {
+                String::new()
+            } else {
+                protection.process_server.to_string()
+            },
         })
     });
     pb::MasterTargetAssignment { revision: 0, replicas: replicas.collect() }
+}
+
+fn is_revoked(estate: &Estate, server: ServerId) -> bool {
+    estate.servers.get(&server).is_some_and(|entry| entry.row.revoked)
 }
 
 fn policy(estate: &Estate, protection: &Protection) -> Option<pb::Policy> {

@@ -216,7 +216,7 @@ async fn agent(core: &Arc<Core>, server: ServerId, mut report: pb::AgentReport) 
         doubted
     };
     match doubted {
-        Some((write, answered)) => resync(core, id, write, answered).await,
+        Some((moves, answered)) => resync(core, id, moves, answered).await,
         None => Ok(()),
     }
 }
@@ -227,12 +227,16 @@ fn doubt(
     boot: &str,
     report: &pb::AgentReport,
     replica: Option<&pb::ReplicaReport>,
-) -> Option<(Write, Option<String>)> {
+) -> Option<(Vec<Write>, Option<String>)> {
     let protection = row.protection.as_ref()?;
     let told = (!report.doubt.is_empty()).then(|| format!("{boot} {}", report.doubt));
     match &protection.state {
         ProtectionState::Protected { .. } if told.is_some() && told != protection.answered_doubt => {
-            Some((Write::Move(Event::ResyncRequired { reason: shown(&report.doubt) }), None))
+            Some((vec![Write::Move(Event::ResyncRequired { reason: shown(&report.doubt) })], None))
+        }
+        // Everything is being sent as it is: that answers what was not known before.
+        ProtectionState::InitialReplication { .. } if told.is_some() && told != protection.answered_doubt => {
+            Some((Vec::new(), told))
         }
         ProtectionState::Resync { .. } => {
             // Whole again: every change is shipped, and a moment after the doubt can be brought up.
@@ -241,7 +245,7 @@ fn doubt(
                 && replica
                     .and_then(|replica| replica.newest_point_us)
                     .is_some_and(|at| at >= protection.since.micros());
-            whole.then_some((Write::Move(Event::ResyncDone), told))
+            whole.then_some((vec![Write::Move(Event::ResyncDone)], told))
         }
         _ => None,
     }
@@ -250,11 +254,11 @@ fn doubt(
 async fn resync(
     core: &Arc<Core>,
     id: MachineId,
-    write: Write,
+    moves: Vec<Write>,
     answered: Option<String>,
 ) -> Result<(), StoreError> {
     let mut tx = core.store.begin().await?;
-    match writes::make(core, &mut tx, id, vec![write], "").await {
+    match writes::make(core, &mut tx, id, moves, "").await {
         Ok(()) => {}
         Err(writes::Refused::Store(error)) => return Err(error),
         // The state moved on meanwhile; the next report sees it as it is.
@@ -312,7 +316,13 @@ async fn master_target(
                 continue;
             }
             bytes_per_sec = bytes_per_sec.saturating_add(replica.journal_bytes_per_sec);
-            let room = POINTS_MAX.saturating_sub(points.len());
+            // After a commit only the chosen moment counts: what the target still lists is history.
+            let committed = entry
+                .row
+                .protection
+                .as_ref()
+                .is_some_and(|protection| protection.state == ProtectionState::Committed);
+            let room = if committed { 0 } else { POINTS_MAX.saturating_sub(points.len()) };
             points.extend(
                 replica.new_points.drain(..).take(room).map(|point| (id, project::point_from(&point))),
             );

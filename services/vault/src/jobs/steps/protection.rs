@@ -5,7 +5,12 @@ use super::*;
 impl Ctx<'_> {
     pub(super) async fn check_protect(&self) -> Result<Done, Fault> {
         let (row, protection) = self.protection()?;
-        if row.disks.is_empty() {
+        let patience = self.core.patience();
+        self.reach(agent_of(row.id), "the agent of", patience).await?;
+        self.reach(protection.process_server, "process server", patience).await?;
+        self.reach(protection.master_target, "master target", patience).await?;
+        // An agent tells of its disks when it comes: one that was enrolled a moment ago had none yet.
+        if self.machine()?.disks.is_empty() {
             return Err(Fault::new(
                 FaultClass::NotReady,
                 "machine.no-disks",
@@ -15,10 +20,6 @@ impl Ctx<'_> {
             .spares("all others")
             .remedy("see that its agent serves at least one disk, then retry the job"));
         }
-        let patience = self.core.patience();
-        self.reach(agent_of(row.id), "the agent of", patience).await?;
-        self.reach(protection.process_server, "process server", patience).await?;
-        self.reach(protection.master_target, "master target", patience).await?;
         Ok(Done::said("agent, process server and master target are there"))
     }
 
