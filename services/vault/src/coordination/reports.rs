@@ -108,8 +108,9 @@ fn described(machine: &MachineRow, hello: &pb::ServerHello) -> Result<MachineRow
     let same = |a: &[DiskRow], b: &[DiskRow]| {
         a.iter().map(|disk| (disk.id, disk.index)).eq(b.iter().map(|disk| (disk.id, disk.index)))
     };
-    // The disks of a protection do not change under it: health tells that they differ.
-    if row.protection.is_none() || same(&row.disks, &disks) {
+    // The disks of a protection do not change under it: health tells that they differ. One that was ordered
+    // before the agent first came has none yet.
+    if row.protection.is_none() || row.disks.is_empty() || same(&row.disks, &disks) {
         row.disks = disks;
     }
     Ok(row)

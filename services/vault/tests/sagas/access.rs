@@ -54,16 +54,24 @@ async fn a_bad_token_gets_one_answer_and_the_audit_log_the_reason() {
     assert_eq!(refused_enrolment("ct1.AAAA", "agent", "x", &dir).await.code, "token.invalid");
 }
 
+/// How the vault turns somebody away who has a certificate.
+pub(crate) async fn refused(credentials: &Credentials, address: &str) -> Fault {
+    match grpc::channel(credentials, address, Role::Vault).await {
+        Err(fault) => fault,
+        Ok(channel) => {
+            let asked = OperatorClient::new(channel).who_am_i(pb::WhoAmIRequest {}).await;
+            grpc::fault_of(&asked.expect_err("nobody is let in"))
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn roles_are_kept_apart_and_revocation_holds_at_once() {
     let lab = Lab::start().await;
     lab.protect().await;
     let address = lab.vault().addresses().main.clone();
-    let mut reader = {
-        let credentials =
-            lab.vault().make_operator("bob", "reader", &lab.dir.path().join("bob")).await.unwrap();
-        client(&credentials, &address).await
-    };
+    let bob = lab.vault().make_operator("bob", "reader", &lab.dir.path().join("bob")).await.unwrap();
+    let mut reader = client(&bob, &address).await;
     let me = reader.who_am_i(pb::WhoAmIRequest {}).await.unwrap().into_inner();
     assert_eq!(
         (me.name.as_str(), me.role.as_str(), me.may.len(), me.environment.as_str()),
@@ -89,9 +97,18 @@ async fn roles_are_kept_apart_and_revocation_holds_at_once() {
         "points are the owner's"
     );
 
+    let mut watched = reader.watch(pb::WatchRequest::default()).await.unwrap().into_inner();
+    assert!(watched.message().await.unwrap().is_some());
     lab.vault().revoke_operator("bob").await.unwrap();
-    let fault = grpc::fault_of(&reader.who_am_i(pb::WhoAmIRequest {}).await.unwrap_err());
-    assert_eq!(fault.code, "access.refused");
+    let ended = async { while matches!(watched.message().await, Ok(Some(_))) {} };
+    tokio::time::timeout(Duration::from_secs(10), ended).await.expect("what he watches ends");
+    assert_eq!(refused(&bob, &address).await.class.name(), "refused");
+    assert_eq!(lab.vault().revoke_operator("nobody").await.unwrap_err().code, "operator.unknown");
+    // Let in again, at once: with the new certificate, never with the old one.
+    let again = lab.vault().make_operator("bob", "reader", &lab.dir.path().join("bob-2")).await.unwrap();
+    let me = client(&again, &address).await.who_am_i(pb::WhoAmIRequest {}).await.unwrap().into_inner();
+    assert_eq!(me.name, "bob");
+    assert_eq!(refused(&bob, &address).await.class.name(), "refused");
 
     // A server is no operator, and an operator is no server.
     let channel = grpc::channel(&lab.servers[2].credentials, &address, Role::Vault).await.unwrap();

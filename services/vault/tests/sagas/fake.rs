@@ -60,6 +60,8 @@ pub(crate) struct Replica {
     pub(crate) points: Vec<pb::Point>,
     pub(crate) marks: Vec<pb::MarkPoint>,
     pub(crate) assigned: bool,
+    /// Who may bring frames.
+    pub(crate) process_server: String,
 }
 
 #[derive(Default, Clone)]
@@ -303,6 +305,7 @@ impl Handler for MasterTarget {
         world.replicas.values_mut().for_each(|replica| replica.assigned = false);
         for told in assignment.replicas {
             let replica = world.replicas.entry(told.machine_id).or_default();
+            replica.process_server = told.process_server_id;
             replica.assigned = true;
             replica.epoch = replica.epoch.max(told.epoch);
         }

@@ -1,6 +1,7 @@
 //! Bad input, a rolled-back store, and a vault that is killed for real.
 
 use super::*;
+use continuum_vault::Keeper;
 use std::net::SocketAddr;
 
 #[test]
@@ -75,6 +76,57 @@ async fn a_revoked_server_is_out_at_once_and_stays_out() {
     eventually("its session ends", async || (lab.servers_connected().await == 2).then_some(())).await;
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert_eq!(lab.servers_connected().await, 2, "it dials again and is refused");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_keeper_does_beside_a_running_vault_holds_there() {
+    let mut lab = Lab::start().await;
+    lab.protect().await;
+    let address = lab.vault().addresses().main.clone();
+    let keeper = Keeper::open(&lab.dir.path().join("vault"), None).await.unwrap();
+    keeper.make_operator("eve", "reader", &lab.dir.path().join("eve")).await.unwrap();
+    let eve = Credentials::open(&lab.dir.path().join("eve")).unwrap();
+    let me = client(&eve, &address).await.who_am_i(pb::WhoAmIRequest {}).await.unwrap().into_inner();
+    assert_eq!((me.name.as_str(), me.role.as_str()), ("eve", "reader"));
+    keeper.revoke_operator("eve").await.unwrap();
+    eventually("she is turned away", async || {
+        (access::refused(&eve, &address).await.class.name() == "refused").then_some(())
+    })
+    .await;
+
+    let revoked = keeper.revoke_server("ps-1").await.unwrap();
+    assert!(revoked.revoked && revoked.role == "process-server");
+    eventually("its session ends", async || (lab.servers_connected().await == 2).then_some(())).await;
+    eventually("the target takes nothing from it", async || {
+        lab.world.lock().replicas.values().all(|replica| replica.process_server.is_empty()).then_some(())
+    })
+    .await;
+    for unknown in ["ps-2", "lab"] {
+        assert_eq!(keeper.revoke_server(unknown).await.unwrap_err().code, "server.unknown");
+    }
+    let old = lab.servers.remove(0);
+    old.stop.cancel();
+    let _ = old.task.await;
+    // A token that is bound to its name lets it in again; its old certificate stays out.
+    let token = lab.token("process-server", "east", "ps-1").await;
+    let server = fake::ProcessServer(lab.world.clone());
+    let dir = lab.dir.path().join("ps-again");
+    let again = fake::start(server, Some(&token), "process-server", "ps-1", &dir, &address).await;
+    assert_eq!(again.credentials.identity(), old.credentials.identity());
+    eventually("it is back", async || (lab.servers_connected().await == 3).then_some(())).await;
+    lab.servers.push(again);
+    let turned_away = access::refused(&old.credentials, &address).await;
+    assert_eq!(turned_away.class.name(), "refused", "{turned_away}");
+    lab.done(Order::Bookmark(pb::Bookmark { name: "after".into(), app_consistent: false })).await;
+
+    let lines = keeper.audit(u32::MAX).await.unwrap();
+    assert_eq!(continuum_vault::broken_at(&lines), None);
+    for (act, object) in [("make-operator", "eve"), ("revoke-operator", "eve"), ("revoke-server", "ps-1")] {
+        assert!(lines.iter().any(|line| line.act == act && line.object == object), "{act}");
+    }
+    keeper.close().await;
+    let nowhere = Keeper::open(&lab.dir.path().join("nowhere"), None).await.err().unwrap();
+    assert_eq!(nowhere.code, "vault.absent");
 }
 
 /// In its own process this is the vault; in the suite it is nothing.
