@@ -3,9 +3,10 @@
 //! All problems are told at once, each with its field and what would be right; nothing is touched before
 //! everything is valid.
 
-use crate::role::{Role, configuration};
+use crate::role::{Role, configuration, vault_config};
 use continuum_model::fault::Fault;
 use continuum_model::policy::Policy;
+use continuum_vault::VaultConfig;
 use serde::Deserialize;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -37,6 +38,28 @@ pub struct Vault {
     sites: Vec<Site>,
     #[serde(default)]
     policy: Policy,
+    database: Option<String>,
+}
+
+impl Vault {
+    /// As the vault takes it, but for its policy.
+    fn config(&self) -> VaultConfig {
+        vault_config(
+            self.dir.clone(),
+            self.name.clone(),
+            ENVIRONMENT.into(),
+            (self.listen, self.listen_enrolment),
+            self.advertise.clone().zip(self.advertise_enrolment.clone()),
+            self.sites.iter().map(Site::parts).collect(),
+            self.database.clone(),
+        )
+    }
+}
+
+impl Site {
+    fn parts(&self) -> (String, String, bool) {
+        (self.name.clone(), self.fabric.clone(), self.recovery)
+    }
 }
 
 /// `[[vault.sites]]`
@@ -80,6 +103,8 @@ fn default_name() -> String {
     "vault".into()
 }
 
+/// What a vault that is configured by this file stands in.
+const ENVIRONMENT: &str = "production";
 /// Longest file that is read.
 const BYTES_MAX: u64 = 1 << 20;
 
@@ -104,12 +129,8 @@ fn problems(config: &Config) -> Vec<String> {
     let mut paths: Vec<(&str, &Path)> = Vec::new();
     let mut identities: Vec<(&str, &Path)> = Vec::new();
     if let Some(vault) = &config.vault {
-        paths.push(("vault.dir", &vault.dir));
         problems.extend(vault.policy.problems().iter().map(|problem| format!("vault.policy.{problem}")));
-        if vault.listen == vault.listen_enrolment && vault.listen.port() != 0 {
-            problems
-                .push("vault.listen_enrolment: the same as vault.listen; give it a port of its own".into());
-        }
+        problems.extend(vault.config().problems().iter().map(|problem| format!("vault.{problem}")));
         if vault.advertise.is_some() != vault.advertise_enrolment.is_some() {
             problems.push("vault.advertise and vault.advertise_enrolment: name both or neither".into());
         }
@@ -165,12 +186,13 @@ fn roles(config: Config) -> Vec<(&'static str, Role)> {
                 publish: Some(vault.dir.join("address.json")),
                 dir: vault.dir,
                 name: vault.name,
-                environment: "production".into(),
+                environment: ENVIRONMENT.into(),
                 listen: vault.listen,
                 listen_enrolment: vault.listen_enrolment,
                 advertise: vault.advertise.zip(vault.advertise_enrolment),
-                sites: vault.sites.into_iter().map(|site| (site.name, site.fabric, site.recovery)).collect(),
+                sites: vault.sites.iter().map(Site::parts).collect(),
                 policy: vault.policy,
+                database: vault.database,
             },
         ));
     }

@@ -360,6 +360,7 @@ impl Lab {
                 app_point_seconds: 0,
                 ..Policy::default()
             },
+            database: None,
             publish: Some(address_file.clone()),
         };
         let ports = free_ports().map_err(|error| failed("no free port", error))?;
@@ -371,7 +372,7 @@ impl Lab {
         self.supervise("vault", "vault", self.role_command("vault", &vault)?);
         let published = self.wait_published(&address_file).await?;
         *self.vault.lock().unwrap_or_else(PoisonError::into_inner) = Some(published.clone());
-        self.write_profile(&published)?;
+        self.write_profile(&published).await?;
         tell(1, "starting the process server");
         let identity =
             self.identity("process-server", "ps-1", PRIMARY, &self.dir.join("process/identity")).await?;
@@ -518,7 +519,7 @@ impl Lab {
                 Err(status) => {
                     let fault = continuum_wire::grpc::fault_of(&status);
                     // Protected already, by an earlier start.
-                    if fault.code == "order.not-now" {
+                    if fault.code == "machine.protected" {
                         return Ok(());
                     }
                     if fault.code != "machine.unknown" {
@@ -548,9 +549,11 @@ impl Lab {
         Ok(OperatorClient::new(channel))
     }
 
-    fn write_profile(&self, published: &Published) -> Result<(), Fault> {
+    async fn write_profile(&self, published: &Published) -> Result<(), Fault> {
         let profile = self.dir.join("profile");
-        continuum_vault::run::make_operator(&self.dir.join("vault"), "owner", "lab", &profile)?;
+        let keeper = continuum_vault::Keeper::open(&self.dir.join("vault"), None).await?;
+        keeper.make_operator("lab", "owner", &profile).await?;
+        keeper.close().await;
         let text = format!("address = \"{}\"\nkey = \"file\"\n", published.address);
         continuum_wire::ca::write_file(&profile.join("profile.toml"), text.as_bytes(), 0o600)
             .map_err(|error| failed("the profile", error))

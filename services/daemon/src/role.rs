@@ -12,13 +12,12 @@ use continuum_model::fault::{Fault, FaultClass};
 use continuum_model::id::DiskId;
 use continuum_model::policy::Policy;
 use continuum_process_server::ProcessServerConfig;
-use continuum_vault::VaultConfig;
+use continuum_vault::{SiteSpec, Vault, VaultConfig};
 use continuum_wire::tls::Credentials;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 /// How long a role may take to end in good order.
@@ -47,6 +46,9 @@ pub enum Role {
         sites: Vec<(String, String, bool)>,
         /// The default policy of the first start.
         policy: Policy,
+        /// `postgres://…` instead of the embedded database.
+        #[serde(default)]
+        database: Option<String>,
         /// Where to say where it listens.
         #[serde(default)]
         publish: Option<PathBuf>,
@@ -122,6 +124,31 @@ pub struct Published {
     pub address: String,
     /// For newcomers.
     pub enrolment_address: String,
+}
+
+/// The configuration of a vault, but for its policies.
+pub(crate) fn vault_config(
+    dir: PathBuf,
+    name: String,
+    environment: String,
+    (listen, listen_enrolment): (SocketAddr, SocketAddr),
+    advertise: Option<(String, String)>,
+    sites: Vec<(String, String, bool)>,
+    database: Option<String>,
+) -> VaultConfig {
+    let (advertise, advertise_enrolment) = advertise.unzip();
+    let site = |(name, fabric, recovery)| SiteSpec { name, fabric, recovery };
+    VaultConfig {
+        listen,
+        listen_enrolment,
+        advertise,
+        advertise_enrolment,
+        name,
+        environment,
+        sites: sites.into_iter().map(site).collect(),
+        database,
+        ..VaultConfig::in_dir(dir)
+    }
 }
 
 /// A fault about configuration.
@@ -207,23 +234,25 @@ pub async fn run(role: Role, stop: CancellationToken) -> Result<(), Fault> {
             advertise,
             sites,
             policy,
+            database,
             publish,
         } => {
             let config =
-                VaultConfig { dir, name, environment, listen, listen_enrolment, advertise, sites, policy };
-            let (bound, listening) = oneshot::channel::<continuum_vault::Bound>();
-            let publishing = async {
-                if let (Ok(bound), Some(path)) = (listening.await, publish) {
-                    let published =
-                        Published { address: bound.address, enrolment_address: bound.enrolment_address };
-                    let text = serde_json::to_string(&published).unwrap_or_default();
-                    if let Err(error) = continuum_wire::ca::write_file(&path, text.as_bytes(), 0o600) {
-                        tracing::error!(%error, "the address could not be published");
-                    }
+                vault_config(dir, name, environment, (listen, listen_enrolment), advertise, sites, database);
+            let config = VaultConfig { policies: vec![("default".into(), policy)], ..config };
+            let ready = |vault: &Vault| {
+                let Some(path) = publish else { return };
+                let addresses = vault.addresses();
+                let published = Published {
+                    address: addresses.main.clone(),
+                    enrolment_address: addresses.enrolment.clone(),
+                };
+                let text = serde_json::to_string(&published).unwrap_or_default();
+                if let Err(error) = continuum_wire::ca::write_file(&path, text.as_bytes(), 0o600) {
+                    tracing::error!(%error, "the address could not be published");
                 }
-                Ok::<(), Fault>(())
             };
-            tokio::try_join!(continuum_vault::run(config, bound, stop), publishing).map(drop)
+            continuum_vault::run(config, ready, stop).await
         }
         Role::ProcessServer { name, site, dir, identity, listen, advertise, vault_address } => {
             let config = ProcessServerConfig { name, site, dir, listen, advertise, vault_address };

@@ -251,14 +251,20 @@ impl BringUp {
         Some(serde_json::from_slice::<Record>(&bytes).ok()?.machine)
     }
 
-    /// Closes every view of a machine, for a replica that is removed.
+    /// Closes every view of a machine, for a replica that is removed: those that are served, and those that
+    /// are only on record because they could not be served again.
     pub fn close_all(&self, machine: MachineId) -> Result<(), Fault> {
-        let views: Vec<ViewId> = self
-            .served()
-            .values()
-            .filter(|served| served.record.machine == machine)
-            .map(|served| served.record.view)
-            .collect();
+        let unreadable =
+            |error: io::Error| fault("view.record", format!("{}: {error}", self.dir.display()));
+        let mut views: Vec<ViewId> = self.served().keys().copied().collect();
+        for entry in std::fs::read_dir(&self.dir).map_err(unreadable)? {
+            let path = entry.map_err(unreadable)?.path();
+            let name = path.file_stem().and_then(|name| name.to_str());
+            views.extend(name.and_then(|name| name.parse::<ViewId>().ok()));
+        }
+        views.sort_unstable();
+        views.dedup();
+        views.retain(|view| self.machine_of(*view) == Some(machine));
         views.into_iter().try_for_each(|view| self.close_view(machine, view))
     }
 

@@ -106,6 +106,9 @@ pub async fn run(
     Ok(())
 }
 
+/// Listed points of one replica in one report.
+const POINTS_PER_REPORT: usize = 1000;
+
 impl Target {
     fn report_replica(&self, replica: &Replica) -> pb::ReplicaReport {
         let machine_id = replica.assigned().machine.to_string();
@@ -121,7 +124,9 @@ impl Target {
         };
         let state = store.state();
         let mut reported = replica.reported.lock().unwrap_or_else(PoisonError::into_inner);
-        let new_points = store.points_after(reported.up_to);
+        let mut new_points = store.points_after(reported.up_to);
+        // A report stays small; the next one goes on from here.
+        new_points.truncate(POINTS_PER_REPORT);
         if let Some(last) = new_points.last() {
             reported.up_to = last.position;
         }

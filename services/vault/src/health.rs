@@ -1,378 +1,442 @@
-//! Symptoms, RPO as a distribution, and alerts that open and clear by themselves.
+//! Symptoms, and the alerts that open and clear with them.
+//!
+//! Lives here: what is measured against which threshold, once a beat. Lives elsewhere: the measures
+//! themselves (`measure`), what servers report (`coordination::reports`).
+//!
+//! A symptom is true now; an alert is its story: it opens with the symptom, and clears by itself when the
+//! symptom is gone. In doubt nothing is green: what was not reported lately is not told as well.
 
-use crate::estate::{Estate, Live, MachineRow};
-use continuum_model::health::Health;
-use continuum_model::id::{AlertId, MachineId};
-use continuum_model::protection::ProtectionState;
+use crate::coordination::reports;
+use crate::core::Core;
+use crate::estate::{Estate, MachineEntry, ServerEntry, agent_of};
+use crate::project;
+use crate::store::StoreError;
+use crate::store::news::AlertRow;
+use continuum_model::health::{Health, Mode, Symptom};
+use continuum_model::id::{AlertId, MachineId, ServerId};
+use continuum_model::protection::{ProtectionState, TestState};
 use continuum_model::time::Timestamp;
-use continuum_model::world::SystemEntropy;
-use continuum_proto::v1 as pb;
-use serde::{Deserialize, Serialize};
-use std::collections::VecDeque;
+use continuum_model::units::Bytes;
+use continuum_model::untrusted::shown;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio_util::sync::CancellationToken;
 
-/// How often everything is looked at.
-const TICK: Duration = Duration::from_secs(1);
-/// One sample of figures.
-const SAMPLE: Duration = Duration::from_secs(5);
-/// Samples of RPO that are kept: a day.
-const RPO_SAMPLES: usize = 86_400 / 5;
-const RECENT: usize = 60;
-/// An agent or server that is silent for this long is a symptom.
-const SILENT: Duration = Duration::from_secs(5);
+/// Two processes claim to be one machine.
+pub(crate) const TWICE: &str = "identity.twice";
+/// A symptom that comes and goes within this time opens no alert.
+const SETTLE: Duration = Duration::from_secs(2);
 
-/// Figures of one machine over time. Bounded.
-#[derive(Debug, Default)]
-pub struct Figures {
-    rpo: VecDeque<f32>,
-    churn: VecDeque<u64>,
-    distribution: Option<(f64, f64, f64)>,
-    sample_at: Option<Timestamp>,
-    worst: f32,
-    written: Option<(u64, Timestamp)>,
-    churn_now: Option<u64>,
-}
-
-impl Figures {
-    /// P50, P99 and the worst RPO of the last day.
-    pub fn rpo_distribution(&self) -> (Option<f64>, Option<f64>, Option<f64>) {
-        self.distribution.map_or((None, None, None), |(p50, p99, max)| (Some(p50), Some(p99), Some(max)))
-    }
-    /// Bytes a second, now.
-    pub const fn churn_now(&self) -> Option<u64> {
-        self.churn_now
-    }
-    /// Bytes a second, lately.
-    pub fn churn_recent(&self) -> Vec<u64> {
-        self.churn.iter().copied().collect()
-    }
-    /// RPO, lately.
-    pub fn rpo_recent(&self) -> Vec<f64> {
-        let skip = self.rpo.len().saturating_sub(RECENT);
-        self.rpo.iter().skip(skip).map(|rpo| f64::from(*rpo)).collect()
-    }
-
-    fn note(&mut self, rpo: Option<f64>, written: Option<u64>, now: Timestamp) {
-        if let Some(written) = written {
-            match self.written {
-                Some((before, at)) if now.since(at) >= Duration::from_secs(1) => {
-                    // Less than before: the agent was restarted.
-                    let bytes = written.checked_sub(before).unwrap_or(written);
-                    self.churn_now = Some((bytes as f64 / now.since(at).as_secs_f64()) as u64);
-                    self.written = Some((written, now));
-                }
-                Some(_) => {}
-                None => self.written = Some((written, now)),
-            }
-        }
-        self.worst = self.worst.max(rpo.unwrap_or(0.0) as f32);
-        if self.sample_at.is_some_and(|at| now.since(at) < SAMPLE) {
-            return;
-        }
-        self.sample_at = Some(now);
-        if let Some(churn) = self.churn_now {
-            self.churn.push_back(churn);
-            if self.churn.len() > RECENT {
-                self.churn.pop_front();
-            }
-        }
-        if rpo.is_some() {
-            self.rpo.push_back(self.worst);
-            if self.rpo.len() > RPO_SAMPLES {
-                self.rpo.pop_front();
-            }
-            let mut sorted: Vec<f32> = self.rpo.iter().copied().collect();
-            sorted.sort_by(f32::total_cmp);
-            let at = |share: f64| f64::from(sorted[((sorted.len() - 1) as f64 * share) as usize]);
-            self.distribution = Some((at(0.5), at(0.99), at(1.0)));
-        }
-        self.worst = 0.0;
-    }
-}
-
-/// Looks at everything once a second until `stop`.
-pub async fn run(estate: Arc<Estate>, stop: CancellationToken) {
-    let mut beat = tokio::time::interval(TICK);
+/// Runs until the vault stops.
+pub(crate) async fn run(core: Arc<Core>, every: Duration) {
+    let mut beat = tokio::time::interval(every);
     beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut tidied = core.world.uptime();
+    let mut since: std::collections::HashMap<(String, String), Timestamp> = Default::default();
     loop {
         tokio::select! {
-            () = stop.cancelled() => return,
+            () = core.stop.cancelled() => return,
             _ = beat.tick() => {}
         }
-        let now = estate.clock.wall();
-        let mut wrong = Vec::new();
-        for row in estate.machines() {
-            wrong.extend(look_at(&estate, &row, now));
-            estate.tell_machine(row.id);
+        if let Err(error) = core.heed_grants().await {
+            tracing::error!("grants were not read: {error}");
         }
-        for server in estate.servers() {
-            let silent = now.since(Timestamp::from_micros(server.shown.last_seen_us)) > SILENT;
-            let shown = &server.shown;
-            let down = !shown.connected && silent && shown.role != "agent";
-            let text =
-                format!("{} {} does not answer", shown.role, continuum_model::untrusted::shown(&shown.name));
-            if down {
-                wrong.push((
-                    "server",
-                    shown.id.clone(),
-                    shown.name.clone(),
-                    pb::Symptom {
-                        code: "server.silent".into(),
-                        severity: "critical".into(),
-                        text,
-                        remedy:
-                            "see whether its process and host run; what it did waits or goes on elsewhere"
-                                .into(),
-                    },
-                ));
+        let (machines, servers) = measure(&core);
+        core.publish(&machines, &servers);
+        if let Err(error) = alerts(&core, &mut since).await {
+            tracing::error!("alerts were not stored: {error}");
+        }
+        if core.world.uptime().saturating_sub(tidied) >= reports::FORGET_EVERY {
+            tidied = core.world.uptime();
+            if let Err(error) = reports::tidy(&core).await {
+                tracing::warn!("old points were not forgotten: {error}");
             }
-            estate.set_server(&server.shown.id, |server| {
-                server.shown.health = if down { "critical" } else { "healthy" }.into()
-            });
         }
-        if let Err(fault) = settle_alerts(&estate, wrong, now).await {
-            tracing::error!(code = fault.code, "alerts could not be stored: {}", fault.message);
-        }
-        estate.tick();
     }
 }
 
-type Wrong = (&'static str, String, String, pb::Symptom);
-
-fn look_at(estate: &Estate, row: &MachineRow, now: Timestamp) -> Vec<Wrong> {
-    let threshold = estate.policy(&row.policy).map_or(900, |policy| policy.rpo_threshold_seconds);
-    let mut found = Vec::new();
-    estate.set_live(row.id, |row, live| {
-        let replicates = matches!(
-            row.protection,
-            Some(ProtectionState::Protected { .. } | ProtectionState::Resync { .. })
-        );
-        let newest = live.replica.as_ref().and_then(|(report, _)| report.newest_point_us);
-        let rpo = newest.filter(|_| replicates).map(|at| now.since(Timestamp::from_micros(at)).as_secs_f64());
-        let written = live.agent.as_ref().map(|(report, _)| report.written_bytes_total);
-        live.figures.note(rpo, written, now);
-        live.symptoms = symptoms(row, live, rpo, threshold, now);
-        let worst = live.symptoms.iter().filter_map(|symptom| Health::named(&symptom.severity)).max();
-        live.health = Some(match &row.protection {
-            None
-            | Some(
-                ProtectionState::Committed
-                | ProtectionState::CommitPending { .. }
-                | ProtectionState::Disabling,
-            ) => Health::NotApplicable,
-            Some(_) => worst.unwrap_or(Health::Healthy),
-        });
-        found = live.symptoms.clone();
-    });
-    let id = row.id.to_string();
-    found.into_iter().map(|symptom| ("machine", id.clone(), row.name.clone(), symptom)).collect()
-}
-
-fn symptoms(
-    row: &MachineRow,
-    live: &Live,
-    rpo: Option<f64>,
-    threshold: u64,
-    now: Timestamp,
-) -> Vec<pb::Symptom> {
-    let mut list = Vec::new();
-    let mut add = |code: &str, severity: Health, text: String, remedy: &str| {
-        list.push(pb::Symptom {
-            code: code.into(),
-            severity: severity.name().into(),
-            text,
-            remedy: remedy.into(),
-        });
-    };
-    let Some(state) = row.protection.as_ref().filter(|state| state.replicates() || state.is_paused()) else {
-        return list;
-    };
-    if state.is_paused() {
-        add(
-            "paused",
-            Health::Warning,
-            "replication is paused by an operator; changes are remembered".into(),
-            "resume it: `continuum resume`",
-        );
-        return list;
-    }
-    let silent = live.agent.as_ref().is_none_or(|(_, at)| now.since(*at) > SILENT);
-    if !live.agent_connected && silent {
-        add(
-            "agent.silent",
-            Health::Critical,
-            "the machine's agent does not answer".into(),
-            "see whether the machine and its agent run",
-        );
-    } else if let Some((agent, _)) = &live.agent {
-        if let Some(fault) = agent.channel_fault.as_ref().filter(|_| !agent.channel_connected) {
-            add(
-                "channel.down",
-                Health::Warning,
-                format!("changes are not shipped: {}", continuum_model::untrusted::shown(&fault.message)),
-                "it is tried again; `r` in the console tries now",
-            );
-        }
-        match agent.mode.as_str() {
-            "bitmap" if state.name() == "protected" => add(
-                "mode.bitmap",
-                Health::Critical,
-                format!(
-                    "no new recovery points: {}; changes are remembered",
-                    continuum_model::untrusted::shown(&agent.mode_reason)
-                ),
-                "mend what is named; it catches up by itself",
-            ),
-            "catching-up" if state.name() == "protected" => add(
-                "mode.catching-up",
-                Health::Warning,
-                format!("catching up, {} to go", continuum_model::units::Bytes(agent.dirty_bytes)),
-                "nothing: it becomes healthy when all is sent",
-            ),
-            _ => {}
-        }
-    }
-    if let Some(fault) = live.replica.as_ref().and_then(|(report, _)| report.fault.as_ref()) {
-        add(
-            "replica.fault",
-            Health::Critical,
-            continuum_model::untrusted::shown(&fault.message),
-            "see the text; repair is a new copy from the source",
-        );
-    }
-    if let Some(rpo) = rpo.filter(|rpo| *rpo > threshold as f64) {
-        add(
-            "rpo.exceeded",
-            Health::Critical,
-            format!("the newest recoverable moment is {rpo:.0} s old, more than the {threshold} s allowed"),
-            "see the other symptoms; the threshold is in the policy",
-        );
-    }
-    list
-}
-
-/// Opens an alert for everything that is wrong and has none, and clears those whose cause is gone.
-async fn settle_alerts(
-    estate: &Estate,
-    wrong: Vec<Wrong>,
-    now: Timestamp,
-) -> Result<(), continuum_model::fault::Fault> {
-    let open: Vec<pb::Alert> =
-        estate.alerts().into_iter().filter(|alert| alert.cleared_us.is_none()).collect();
-    for (kind, id, name, symptom) in &wrong {
-        if open.iter().any(|alert| alert.code == symptom.code && alert.object_id == *id) {
+/// Takes all measures. Returns what there is to tell of.
+fn measure(core: &Core) -> (Vec<MachineId>, Vec<ServerId>) {
+    let now = core.world.now();
+    let mut estate = core.estate();
+    let machines: Vec<MachineId> = estate.machines.keys().copied().collect();
+    let mut told = Vec::new();
+    for id in &machines {
+        let Some(entry) = estate.machines.get(id) else { continue };
+        // A machine that nobody protects and whose agent is away has nothing new to tell.
+        let quiet = entry.row.protection.is_none() && !estate.connected(agent_of(*id)) && !entry.live.twice;
+        if quiet && entry.live.symptoms.is_empty() {
             continue;
         }
-        let alert = pb::Alert {
-            id: AlertId::make(now, &mut SystemEntropy).to_string(),
-            severity: symptom.severity.clone(),
-            code: symptom.code.clone(),
-            object_kind: (*kind).into(),
-            object: name.clone(),
-            object_id: id.clone(),
-            opened_us: now.micros(),
-            cleared_us: None,
-            text: symptom.text.clone(),
-            cause: String::new(),
-            remedy: symptom.remedy.clone(),
-            acknowledged: false,
-        };
-        estate.put_alert(alert).await?;
-    }
-    for alert in open {
-        if !wrong.iter().any(|(_, id, _, symptom)| symptom.code == alert.code && *id == alert.object_id) {
-            estate.put_alert(pb::Alert { cleared_us: Some(now.micros()), ..alert }).await?;
+        told.push(*id);
+        let symptoms = machine_symptoms(core, &estate, entry, now);
+        let health = health_of(entry, &symptoms);
+        let state = entry.row.protection.as_ref().map(|protection| &protection.state);
+        let rpo = state.filter(|state| project::has_rpo(state)).and_then(|_| project::rpo(entry, now));
+        if let Some(entry) = estate.machines.get_mut(id) {
+            if let Some(rpo) = rpo {
+                entry.live.rpo.add(now, rpo);
+                entry.live.rpo_recent.offer(now, rpo);
+            }
+            entry.live.symptoms = symptoms;
+            entry.live.health = health;
         }
     }
-    Ok(())
+    let servers: Vec<ServerId> = estate.servers.keys().copied().collect();
+    for id in &servers {
+        let Some(entry) = estate.servers.get(id) else { continue };
+        let symptoms = server_symptoms(core, entry, now);
+        if let Some(entry) = estate.servers.get_mut(id) {
+            entry.live.symptoms = symptoms;
+        }
+    }
+    (told, servers)
 }
 
-/// An alert as it is kept.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct AlertRow {
-    /// Its id.
-    pub id: String,
-    severity: String,
-    code: String,
-    object_kind: String,
-    object: String,
-    object_id: String,
-    opened_us: i64,
-    cleared_us: Option<i64>,
-    text: String,
-    cause: String,
-    remedy: String,
-    acknowledged: bool,
+fn symptom(code: &str, severity: Health, text: String, remedy: &str) -> Symptom {
+    Symptom { code: code.into(), severity, text, remedy: remedy.into() }
 }
 
-impl From<AlertRow> for pb::Alert {
-    fn from(row: AlertRow) -> Self {
-        let AlertRow {
-            id,
-            severity,
-            code,
-            object_kind,
-            object,
-            object_id,
-            opened_us,
-            cleared_us,
-            text,
-            cause,
-            remedy,
-            acknowledged,
-        } = row;
-        Self {
-            id,
-            severity,
-            code,
-            object_kind,
-            object,
-            object_id,
-            opened_us,
-            cleared_us,
-            text,
-            cause,
-            remedy,
-            acknowledged,
-        }
-    }
-}
-impl From<pb::Alert> for AlertRow {
-    fn from(alert: pb::Alert) -> Self {
-        let pb::Alert {
-            id,
-            severity,
-            code,
-            object_kind,
-            object,
-            object_id,
-            opened_us,
-            cleared_us,
-            text,
-            cause,
-            remedy,
-            acknowledged,
-        } = alert;
-        Self {
-            id,
-            severity,
-            code,
-            object_kind,
-            object,
-            object_id,
-            opened_us,
-            cleared_us,
-            text,
-            cause,
-            remedy,
-            acknowledged,
-        }
+fn health_of(entry: &MachineEntry, symptoms: &[Symptom]) -> Health {
+    let applies = entry.row.protection.as_ref().is_some_and(|protection| match protection.state {
+        ProtectionState::Enabling
+        | ProtectionState::EnablingFailed { .. }
+        | ProtectionState::InitialReplication { .. }
+        | ProtectionState::InitialReplicationFailed { .. }
+        | ProtectionState::Protected { .. }
+        | ProtectionState::Resync { .. } => true,
+        ProtectionState::FailingOver { .. }
+        | ProtectionState::CommitPending { .. }
+        | ProtectionState::Committed
+        | ProtectionState::Disabling => false,
+    });
+    let worst = symptoms.iter().map(|symptom| symptom.severity).max();
+    match (applies, worst) {
+        (true, worst) => worst.unwrap_or(Health::Healthy),
+        (false, Some(Health::Critical)) => Health::Critical,
+        (false, _) => Health::NotApplicable,
     }
 }
 
-/// For tests and tools: whether a machine is healthy now.
-pub fn is_healthy(estate: &Estate, machine: MachineId) -> bool {
-    estate.live(machine, |live| live.health == Some(Health::Healthy)).unwrap_or(false)
+fn machine_symptoms(core: &Core, estate: &Estate, entry: &MachineEntry, now: Timestamp) -> Vec<Symptom> {
+    let mut found = Vec::new();
+    let live = &entry.live;
+    if live.twice {
+        found.push(symptom(
+            TWICE,
+            Health::Critical,
+            "two processes claim to be this machine: neither replicates".into(),
+            "stop the wrong one, then acknowledge the alert",
+        ));
+    }
+    let Some(protection) = &entry.row.protection else { return found };
+    if protection.test == TestState::Failed {
+        found.push(symptom(
+            "test.failed",
+            Health::Warning,
+            "a test failover failed and was left as it is".into(),
+            "look at it, then clean it up",
+        ));
+    }
+    let replicating = match &protection.state {
+        ProtectionState::EnablingFailed { reason } | ProtectionState::InitialReplicationFailed { reason } => {
+            found.push(symptom(
+                "protection.failed",
+                Health::Critical,
+                shown(reason),
+                "mend the cause, then retry the job",
+            ));
+            false
+        }
+        ProtectionState::Resync { reason } => {
+            found.push(symptom(
+                "resync.required",
+                Health::Critical,
+                format!("source and replica must be compared: {}", shown(reason)),
+                "nothing to do: it is under way; earlier recovery points stay valid",
+            ));
+            true
+        }
+        ProtectionState::InitialReplication { paused } | ProtectionState::Protected { paused } => {
+            if *paused {
+                found.push(symptom(
+                    "replication.paused",
+                    Health::Warning,
+                    "an operator paused replication".into(),
+                    "resume it",
+                ));
+            }
+            !paused
+        }
+        _ => false,
+    };
+    if !replicating {
+        return found;
+    }
+    away(core, estate, agent_of(entry.row.id), "agent", &mut found, now);
+    away(core, estate, protection.process_server, "process-server", &mut found, now);
+    away(core, estate, protection.master_target, "target", &mut found, now);
+    if matches!(protection.state, ProtectionState::Protected { .. }) {
+        rpo_symptoms(estate, entry, &protection.policy, (now, core.about.started), &mut found);
+    }
+    if let Some((agent, _)) = live.agent.as_ref().filter(|_| estate.connected(agent_of(entry.row.id))) {
+        let protected = matches!(protection.state, ProtectionState::Protected { .. });
+        if protected && agent.mode == Mode::Bitmap.name() {
+            found.push(symptom(
+                "mode.bitmap",
+                Health::Warning,
+                format!("only the change map grows, no new recovery points: {}", shown(&agent.mode_reason)),
+                "see connection and staging of the machine; it catches up by itself",
+            ));
+        }
+        if let Some(fault) = &agent.channel_fault {
+            found.push(symptom(
+                "channel.down",
+                Health::Warning,
+                shown(&fault.message),
+                "it is tried again; retry-now tries at once",
+            ));
+        }
+        buffer("staging", agent.staged_bytes, agent.staged_bytes_max, core, &mut found);
+        let told: Vec<(&str, u32)> = agent.disks.iter().map(|disk| (disk.id.as_str(), disk.index)).collect();
+        let known: Vec<(String, u32)> =
+            entry.row.disks.iter().map(|disk| (disk.id.to_string(), u32::from(disk.index))).collect();
+        if !told.is_empty() && !told.iter().copied().eq(known.iter().map(|(id, index)| (id.as_str(), *index)))
+        {
+            found.push(symptom(
+                "disks.changed",
+                Health::Critical,
+                "the machine's disks are not those that are protected".into(),
+                "unprotect the machine and protect it again",
+            ));
+        }
+    }
+    if let Some((relay, _)) = live.relay.as_ref().filter(|_| estate.connected(protection.process_server))
+        && relay.agent_connected
+        && !relay.target_connected
+    {
+        let why =
+            relay.fault.as_ref().map(|fault| format!(": {}", shown(&fault.message))).unwrap_or_default();
+        found.push(symptom(
+            "target.unreachable",
+            Health::Warning,
+            format!("the process server does not reach the target{why}"),
+            "see the network between the sites",
+        ));
+    }
+    if let Some((replica, _)) = &live.replica
+        && let Some(fault) = &replica.fault
+    {
+        found.push(symptom(
+            "replica.refuses",
+            Health::Critical,
+            shown(&fault.message),
+            &shown(&fault.remedy),
+        ));
+    }
+    found
+}
+
+fn rpo_symptoms(
+    estate: &Estate,
+    entry: &MachineEntry,
+    policy: &continuum_model::id::PolicyId,
+    (now, started): (Timestamp, Timestamp),
+    found: &mut Vec<Symptom>,
+) {
+    let Some(threshold) = estate.policies.get(policy).map(|policy| policy.policy.rpo_threshold_seconds)
+    else {
+        return;
+    };
+    // Before the first report after a start nothing is known; that is said once it has lasted.
+    let since = entry.row.protection.as_ref().map_or(now, |protection| protection.since).max(started);
+    let age = project::rpo(entry, now).unwrap_or_else(|| now.since(since).as_secs_f64());
+    if age > threshold as f64 {
+        found.push(symptom(
+            "rpo.exceeded",
+            Health::Critical,
+            format!("the newest moment that can be brought up is {age:.0} s old; {threshold} s are promised"),
+            "see connections, backlog and churn of the machine",
+        ));
+    }
+}
+
+fn away(
+    core: &Core,
+    estate: &Estate,
+    server: ServerId,
+    what: &str,
+    found: &mut Vec<Symptom>,
+    now: Timestamp,
+) {
+    let Some(entry) = estate.servers.get(&server) else { return };
+    if let Some((severity, seconds)) = absence(core, entry, now) {
+        found.push(symptom(
+            &format!("{what}.disconnected"),
+            severity,
+            format!("{} {} has been away for {seconds} s", entry.row.role, shown(&entry.row.name)),
+            "start it or mend the network; it comes back by itself",
+        ));
+    }
+}
+
+/// How long a server has been away, where that is worth telling.
+fn absence(core: &Core, entry: &ServerEntry, now: Timestamp) -> Option<(Health, u64)> {
+    // Before this run of the vault nobody could be here.
+    let seen =
+        entry.live.last_seen.or(entry.row.last_seen).unwrap_or(entry.row.enrolled).max(core.about.started);
+    let away = now.since(seen);
+    let limits = &core.thresholds;
+    // A session that says nothing is no session.
+    let silent = entry.live.connected && away < limits.away_warning.max(Duration::from_secs(10));
+    if silent || away < limits.away_warning {
+        return None;
+    }
+    let severity = if away >= limits.away_critical { Health::Critical } else { Health::Warning };
+    Some((severity, away.as_secs()))
+}
+
+fn buffer(what: &str, used: u64, max: u64, core: &Core, found: &mut Vec<Symptom>) {
+    if max == 0 {
+        return;
+    }
+    let percent = used.saturating_mul(100) / max;
+    let (warning, critical) = core.thresholds.buffer_percent;
+    if percent < warning {
+        return;
+    }
+    let severity = if percent >= critical { Health::Critical } else { Health::Warning };
+    found.push(symptom(
+        &format!("{what}.filling"),
+        severity,
+        format!("{} of {} ({percent} %) in use", Bytes(used), Bytes(max)),
+        "see the connection behind it; what does not fit is remembered and sent later",
+    ));
+}
+
+fn server_symptoms(core: &Core, entry: &ServerEntry, now: Timestamp) -> Vec<Symptom> {
+    let mut found = Vec::new();
+    if entry.row.role == "vault" {
+        return found;
+    }
+    let live = &entry.live;
+    if let Some((severity, seconds)) = absence(core, entry, now) {
+        found.push(symptom(
+            "server.disconnected",
+            severity,
+            format!("away for {seconds} s"),
+            "start it or mend the network",
+        ));
+        return found;
+    }
+    if let Some(load) = &live.load
+        && load.free_bytes > 0
+    {
+        let (warning, critical) = core.thresholds.free_bytes;
+        if load.free_bytes < warning {
+            let severity = if load.free_bytes < critical { Health::Critical } else { Health::Warning };
+            found.push(symptom(
+                "space.low",
+                severity,
+                format!("{} free on the volume of its data", Bytes(load.free_bytes)),
+                "grow the volume or free space on it",
+            ));
+        }
+    }
+    if let Some((used, max)) = live.spool {
+        buffer("spool", used, max, core, &mut found);
+    }
+    let offset = Duration::from_micros(live.clock_offset.unsigned_abs());
+    if live.connected && offset > core.thresholds.clock_offset {
+        found.push(symptom(
+            "clock.offset",
+            Health::Warning,
+            format!(
+                "its clock is {:.1} s off the vault's: ages and RPO are told wrong by as much",
+                offset.as_secs_f64()
+            ),
+            "set up time synchronisation on both",
+        ));
+    }
+    found
+}
+
+/// Opens and clears alerts as symptoms come and go.
+async fn alerts(
+    core: &Arc<Core>,
+    since: &mut std::collections::HashMap<(String, String), Timestamp>,
+) -> Result<(), StoreError> {
+    let now = core.world.now();
+    let mut changed: Vec<(AlertRow, String)> = Vec::new();
+    {
+        let estate = core.estate();
+        let mut present: std::collections::HashMap<(String, String), (String, String, Symptom)> =
+            Default::default();
+        for entry in estate.machines.values() {
+            for symptom in &entry.live.symptoms {
+                // A pause is a person's own doing, and so is what they left to look at.
+                if matches!(symptom.code.as_str(), "replication.paused" | "test.failed") {
+                    continue;
+                }
+                let what = ("machine".to_owned(), entry.row.name.clone(), symptom.clone());
+                present.insert((entry.row.id.to_string(), symptom.code.clone()), what);
+            }
+        }
+        for entry in estate.servers.values().filter(|entry| entry.row.role != "agent") {
+            for symptom in &entry.live.symptoms {
+                let what = ("server".to_owned(), entry.row.name.clone(), symptom.clone());
+                present.insert((entry.row.id.to_string(), symptom.code.clone()), what);
+            }
+        }
+        since.retain(|key, _| present.contains_key(key));
+        for alert in estate.alerts.values() {
+            let key = (alert.object_id.clone(), alert.code.clone());
+            match present.remove(&key) {
+                None => {
+                    let cleared = AlertRow { cleared: Some(now), ..alert.clone() };
+                    changed.push((cleared, format!("{} cleared", alert.code)));
+                }
+                Some((_, _, symptom)) if symptom.severity.name() != alert.severity => {
+                    let text = symptom.text.clone();
+                    let worse = AlertRow {
+                        severity: symptom.severity.name().into(),
+                        text,
+                        acknowledged: false,
+                        ..alert.clone()
+                    };
+                    changed.push((worse, format!("{} is {} now", alert.code, symptom.severity.name())));
+                }
+                Some(_) => {}
+            }
+        }
+        for (key, (kind, object, symptom)) in present {
+            let first = *since.entry(key.clone()).or_insert(now);
+            if now.since(first) < SETTLE {
+                continue;
+            }
+            let alert = AlertRow {
+                id: core.world.id(AlertId::make),
+                severity: symptom.severity.name().into(),
+                code: symptom.code.clone(),
+                object_kind: kind,
+                object,
+                object_id: key.0,
+                opened: now,
+                cleared: None,
+                text: symptom.text.clone(),
+                cause: String::new(),
+                remedy: symptom.remedy.clone(),
+                acknowledged: false,
+            };
+            changed.push((alert, symptom.text));
+        }
+    }
+    if changed.is_empty() {
+        return Ok(());
+    }
+    let mut tx = core.store.begin().await?;
+    for (alert, text) in changed {
+        tx.add_event(core.event("alert", &alert.object, &alert.object_id, text, "")).await?;
+        tx.save_alert(alert).await?;
+    }
+    core.commit(tx).await
 }

@@ -1,24 +1,40 @@
-//! The vault: what is registered, protected, allowed, happening.
+//! The control plane: what is known, allowed and under way.
 //!
-//! - [`store`]: the schema and its queries: SQLite now, the same text for PostgreSQL
-//! - [`estate`]: everything in memory, written through to the store; news for watchers
-//! - [`registry`]: sessions of servers; assignments and commands
-//! - [`saga`]: the job engine: steps that are on record before and after they happen
-//! - [`orders`]: every operation as a saga
-//! - [`health`]: symptoms, RPO, alerts
-//! - [`coordination`], [`operator`]: the two gRPC services, and enrolment
-//! - [`mod@run`]: assembling all of it
+//! ```text
+//! operators ──mTLS──► operator ─► jobs ─► coordination ◄──mTLS── agents, process servers, master targets
+//!                        │          │          │
+//!                        └───► core ┴──────────┘            core: store, estate, hub
+//! newcomers ──token──► coordination::enrolment
+//! ```
 //!
-//! The data plane goes on without it. A vault that dies at any moment continues its jobs at the next start.
+//! - [`Vault`], [`VaultConfig`]: starting one, and what an installation does with it
+//! - [`Keeper`]: what an administrator does beside it, such as making and revoking operators
+//! - `store`: one relational schema; `estate`: what is known now; `hub`: news for watchers
+//! - `jobs`: durable sagas; `coordination`: servers; `operator`: people; `health`: symptoms and alerts
+//!
+//! Replication never depends on this crate: servers go on with what they were last told.
 
-pub mod coordination;
-pub mod estate;
-pub mod health;
-pub mod operator;
-pub mod orders;
-pub mod registry;
-pub mod run;
-pub mod saga;
-pub mod store;
+#![allow(clippy::result_large_err, reason = "a fault is the exceptional road, and says everything at once")]
 
-pub use run::{Bound, VaultConfig, run};
+mod access;
+mod config;
+mod coordination;
+mod core;
+mod estate;
+mod grants;
+mod health;
+mod hub;
+mod jobs;
+mod keeper;
+mod measure;
+mod operator;
+mod project;
+mod store;
+mod vault;
+mod world;
+
+pub use config::{SiteSpec, Thresholds, VaultConfig};
+pub use keeper::{Keeper, KnownOperator, KnownServer};
+pub use store::StoreError;
+pub use store::access::{AuditLine, broken_at};
+pub use vault::{Addresses, Vault, run};

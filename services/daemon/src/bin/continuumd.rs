@@ -1,8 +1,10 @@
 //! `continuumd`: the services without a console, from a configuration file.
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 use continuum_daemon::{config, log, role};
 use continuum_model::fault::{Fault, FaultClass};
+use continuum_model::untrusted::shown;
+use continuum_vault::{Keeper, broken_at};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use tokio_util::sync::CancellationToken;
@@ -54,12 +56,44 @@ enum Verb {
         #[arg(long)]
         identity: PathBuf,
     },
-    /// Make an operator's certificate, on the vault's own machine
+    /// Operators, on the vault's own machine
     Operator {
-        /// The vault's directory
-        #[arg(long)]
-        vault_dir: PathBuf,
-        /// owner, recoverer, contributor, operator, reader
+        #[command(subcommand)]
+        act: OperatorAct,
+    },
+    /// Servers, on the vault's own machine
+    Server {
+        #[command(subcommand)]
+        act: ServerAct,
+    },
+    /// Show the newest lines of the audit log, and whether its chain holds
+    Audit {
+        #[command(flatten)]
+        vault: VaultPlace,
+        /// How many lines
+        #[arg(long, default_value_t = 50)]
+        last: usize,
+    },
+}
+
+/// Where a vault keeps its state. It may be running.
+#[derive(Args)]
+struct VaultPlace {
+    /// The vault's directory
+    #[arg(long)]
+    vault_dir: PathBuf,
+    /// Its database, where it is not the embedded one: postgres://…
+    #[arg(long, env = "CONTINUUM_DATABASE", hide_env_values = true)]
+    database: Option<String>,
+}
+
+#[derive(Subcommand)]
+enum OperatorAct {
+    /// Make an operator's certificate and let them in
+    Make {
+        #[command(flatten)]
+        vault: VaultPlace,
+        /// owner, recoverer, contributor, operator, reader, approver, auditor
         #[arg(long)]
         role: String,
         /// Who
@@ -68,6 +102,36 @@ enum Verb {
         /// Where the three files go
         #[arg(long)]
         out: PathBuf,
+    },
+    /// Take an operator's access away: their connections end, their certificates are refused
+    Revoke {
+        #[command(flatten)]
+        vault: VaultPlace,
+        /// Who
+        #[arg(long)]
+        name: String,
+    },
+    /// Show all operators
+    List {
+        #[command(flatten)]
+        vault: VaultPlace,
+    },
+}
+
+#[derive(Subcommand)]
+enum ServerAct {
+    /// Take a server's access away: its session ends, its certificates are refused
+    Revoke {
+        #[command(flatten)]
+        vault: VaultPlace,
+        /// Its id, or its whole name
+        #[arg(long)]
+        name: String,
+    },
+    /// Show all servers
+    List {
+        #[command(flatten)]
+        vault: VaultPlace,
     },
 }
 
@@ -108,18 +172,94 @@ fn run(verb: Verb) -> Result<(), Fault> {
             println!("enrolled as {}; the vault is at {vault}", credentials.identity());
             Ok(())
         }
-        Verb::Operator { vault_dir, role, name, out } => {
-            if !matches!(role.as_str(), "owner" | "recoverer" | "contributor" | "operator" | "reader") {
-                return Err(Fault::new(
-                    FaultClass::Usage,
-                    "operator.role",
-                    "choose owner, recoverer, contributor, operator or reader",
-                ));
-            }
-            continuum_vault::run::make_operator(&vault_dir, &role, &name, &out)?;
+        Verb::Operator { act } => runtime()?.block_on(operator(act)),
+        Verb::Server { act } => runtime()?.block_on(server(act)),
+        Verb::Audit { vault, last } => runtime()?.block_on(audit(&vault, last)),
+    }
+}
+
+async fn keeper(place: &VaultPlace) -> Result<Keeper, Fault> {
+    Keeper::open(&place.vault_dir, place.database.as_deref()).await
+}
+
+async fn operator(act: OperatorAct) -> Result<(), Fault> {
+    match act {
+        OperatorAct::Make { vault, role, name, out } => {
+            let keeper = keeper(&vault).await?;
+            keeper.make_operator(&name, &role, &out).await?;
+            keeper.close().await;
             println!("{}: hand it to {name} and `continuum login URL --credentials`", out.display());
+        }
+        OperatorAct::Revoke { vault, name } => {
+            let keeper = keeper(&vault).await?;
+            keeper.revoke_operator(&name).await?;
+            keeper.close().await;
+            println!("{} is out; their certificates are refused", shown(&name));
+        }
+        OperatorAct::List { vault } => {
+            let keeper = keeper(&vault).await?;
+            let operators = keeper.operators().await?;
+            keeper.close().await;
+            for operator in operators {
+                println!("{}\t{}\t{}", shown(&operator.name), operator.role, access(operator.revoked));
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn server(act: ServerAct) -> Result<(), Fault> {
+    match act {
+        ServerAct::Revoke { vault, name } => {
+            let keeper = keeper(&vault).await?;
+            let server = keeper.revoke_server(&name).await?;
+            keeper.close().await;
+            println!(
+                "{} {} ({}) is out; its certificates are refused. A new token lets it in again",
+                server.role,
+                shown(&server.name),
+                server.id
+            );
+        }
+        ServerAct::List { vault } => {
+            let keeper = keeper(&vault).await?;
+            let servers = keeper.servers().await?;
+            keeper.close().await;
+            for server in servers {
+                let name = shown(&server.name);
+                println!("{}\t{}\t{name}\t{}", server.id, server.role, access(server.revoked));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn access(revoked: bool) -> &'static str {
+    if revoked { "revoked" } else { "has access" }
+}
+
+async fn audit(place: &VaultPlace, last: usize) -> Result<(), Fault> {
+    let keeper = keeper(place).await?;
+    let lines = keeper.audit(u32::MAX).await?;
+    keeper.close().await;
+    for line in &lines[lines.len().saturating_sub(last)..] {
+        let [actor, act, object, outcome, detail] =
+            [&line.actor, &line.act, &line.object, &line.outcome, &line.detail].map(|text| shown(text));
+        println!("{}\t{}\t{actor}\t{act}\t{object}\t{outcome}\t{detail}", line.seq, line.time);
+    }
+    match broken_at(&lines) {
+        None => {
+            println!("the chain holds over all {} lines", lines.len());
             Ok(())
         }
+        Some(place) => Err(Fault::new(
+            FaultClass::Failed,
+            "audit.broken",
+            format!("the audit log's chain breaks at line {place}: it was changed, or lines are missing"),
+        )
+        .affects("what the log proves from that line on")
+        .spares("the lines before it")
+        .remedy("keep the store as it is for an inquiry, and compare it with the newest backup")),
     }
 }
 

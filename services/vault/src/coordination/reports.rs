@@ -1,0 +1,402 @@
+//! What servers tell: folded into what is known, and stored only where it matters.
+//!
+//! A server speaks for itself and for what it carries: an agent for its machine, a process server and a
+//! master target for machines that are assigned to them. What is said of anything else is left out.
+//! Stored: new recovery points, doubts and their end, an epoch that is ahead of ours. The rest is live.
+
+use crate::core::Core;
+use crate::estate::{Estate, machine_of};
+use crate::jobs::plan::Write;
+use crate::jobs::writes;
+use crate::project;
+use crate::store::StoreError;
+use crate::store::inventory::{DiskRow, MachineRow, PointRow, ServerRow};
+use continuum_model::fault::{Fault, FaultClass};
+use continuum_model::id::{MachineId, ServerId};
+use continuum_model::protection::{Event, ProtectionState};
+use continuum_model::time::Timestamp;
+use continuum_model::untrusted::shown;
+use continuum_proto::v1 as pb;
+use pb::server_message::Message;
+use std::sync::Arc;
+
+/// New points are taken in portions; the rest of a flood is told again by the target's own store.
+const POINTS_MAX: usize = 10_000;
+/// Disks of one machine.
+const DISKS_MAX: usize = 64;
+
+/// Somebody opened a session: its row is brought up to date.
+///
+/// Errors: what is wrong with what it said of itself. Nothing was stored then.
+pub(crate) async fn opened(core: &Arc<Core>, server: ServerId, hello: &pb::ServerHello) -> Result<(), Fault> {
+    let now = core.world.now();
+    let mut tx = core.store.begin().await?;
+    let known = tx.server(server).await?;
+    let Some(mut row) = known.filter(|row| !row.revoked) else {
+        return Err(Fault::new(
+            FaultClass::Refused,
+            "server.unknown",
+            "this server is not registered here, or its access was revoked",
+        )
+        .affects("this server")
+        .spares("what it was last told goes on")
+        .remedy("make a new enrolment token and enrol it again"));
+    };
+    row.version = limited(&hello.version, 64);
+    row.address = limited(&hello.address, 255);
+    row.last_seen = Some(now);
+    if row.role == "agent" {
+        let machine = tx
+            .machine(machine_of(server))
+            .await?
+            .ok_or_else(|| invalid("it names no machine that is registered"))?;
+        let changed = described(&machine, hello)?;
+        if changed != machine {
+            tx.save_machine(changed).await?;
+        }
+    }
+    tx.add_event(core.event("server", &row.name, row.id, format!("{} connected", row.role), "")).await?;
+    tx.save_server(row).await?;
+    core.commit(tx).await?;
+    {
+        let mut estate = core.estate();
+        if let Some(entry) = estate.servers.get_mut(&server) {
+            entry.live.connected = true;
+            entry.live.last_seen = Some(now);
+            // A hello without a clock says nothing about it.
+            entry.live.clock_offset =
+                if hello.clock_us == 0 { 0 } else { hello.clock_us.saturating_sub(now.micros()) };
+        }
+        if let Some(machine) = estate.machines.get_mut(&machine_of(server)) {
+            machine.live.agent_boot = limited(&hello.boot_id, 128);
+        }
+    }
+    core.publish(&[machine_of(server)], &[server]);
+    core.stir();
+    Ok(())
+}
+
+/// The server's session is gone.
+pub(crate) async fn closed(core: &Arc<Core>, server: ServerId) {
+    let last_seen = {
+        let mut estate = core.estate();
+        let Some(entry) = estate.servers.get_mut(&server) else { return };
+        entry.live.connected = false;
+        entry.live.last_seen
+    };
+    core.publish(&[machine_of(server)], &[server]);
+    core.stir();
+    if let Err(error) = leave(core, server, last_seen).await {
+        tracing::warn!(%server, "its leaving was not stored: {error}");
+    }
+}
+
+async fn leave(core: &Arc<Core>, server: ServerId, last_seen: Option<Timestamp>) -> Result<(), StoreError> {
+    let mut tx = core.store.begin().await?;
+    let Some(row) = tx.server(server).await? else { return Ok(()) };
+    tx.add_event(core.event("server", &row.name, row.id, format!("{} disconnected", row.role), "")).await?;
+    tx.save_server(ServerRow { last_seen: last_seen.or(row.last_seen), ..row }).await?;
+    core.commit(tx).await
+}
+
+/// The machine as its agent describes it.
+fn described(machine: &MachineRow, hello: &pb::ServerHello) -> Result<MachineRow, Fault> {
+    let mut row = machine.clone();
+    row.fabric = limited(&hello.fabric, 32);
+    row.guest = limited(&hello.guest, 32);
+    let disks = disks_of(&hello.disks)?;
+    let same = |a: &[DiskRow], b: &[DiskRow]| {
+        a.iter().map(|disk| (disk.id, disk.index)).eq(b.iter().map(|disk| (disk.id, disk.index)))
+    };
+    // The disks of a protection do not change under it: health tells that they differ. One that was ordered
+    // before the agent first came has none yet.
+    if row.protection.is_none() || row.disks.is_empty() || same(&row.disks, &disks) {
+        row.disks = disks;
+    }
+    Ok(row)
+}
+
+/// Disks as a server told them, in order.
+pub(crate) fn disks_of(disks: &[pb::Disk]) -> Result<Vec<DiskRow>, Fault> {
+    if disks.len() > DISKS_MAX {
+        return Err(invalid(&format!(
+            "{} disks are more than the {DISKS_MAX} that a machine may have",
+            disks.len()
+        )));
+    }
+    let mut rows = Vec::with_capacity(disks.len());
+    for disk in disks {
+        let row = DiskRow {
+            id: disk.id.parse().map_err(|_| invalid("a disk's id is no id"))?,
+            index: u16::try_from(disk.index).map_err(|_| invalid("a disk's index is too large"))?,
+            name: limited(&disk.name, 253),
+            size_bytes: disk.size_bytes,
+        };
+        if rows.iter().any(|other: &DiskRow| other.id == row.id || other.index == row.index) {
+            return Err(invalid("two disks share an id or an index"));
+        }
+        rows.push(row);
+    }
+    rows.sort_by_key(|row| row.index);
+    Ok(rows)
+}
+
+fn invalid(what: &str) -> Fault {
+    Fault::new(FaultClass::Usage, "hello.invalid", format!("the server described itself wrongly: {what}"))
+        .affects("this server's session")
+        .spares("all others")
+        .remedy("mend its configuration and start it again")
+}
+
+/// Cuts a text from outside to a size.
+pub(crate) fn limited(text: &str, bytes: usize) -> String {
+    let mut end = text.len().min(bytes);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text[..end].to_owned()
+}
+
+/// Takes a message of a server's session.
+pub(crate) async fn fold(core: &Arc<Core>, server: ServerId, message: Message) {
+    let stored = match message {
+        Message::Agent(report) => agent(core, server, report).await,
+        Message::MasterTarget(report) => master_target(core, server, report).await,
+        Message::ProcessServer(report) => {
+            process_server(core, server, report);
+            Ok(())
+        }
+        Message::Result(result) => {
+            core.sessions.answered(server, result);
+            Ok(())
+        }
+        Message::Progress(progress) => {
+            core.sessions.progressed(server, &progress);
+            Ok(())
+        }
+        Message::Hello(_) => Ok(()),
+    };
+    if let Err(error) = stored {
+        tracing::error!(%server, "what a server reported was not stored: {error}");
+    }
+    core.stir();
+}
+
+fn seen(core: &Core, estate: &mut Estate, server: ServerId, load: Option<pb::Load>) -> bool {
+    match estate.servers.get_mut(&server) {
+        Some(entry) => {
+            entry.live.last_seen = Some(core.world.now());
+            entry.live.load = load;
+            true
+        }
+        None => false,
+    }
+}
+
+async fn agent(core: &Arc<Core>, server: ServerId, mut report: pb::AgentReport) -> Result<(), StoreError> {
+    let id = machine_of(server);
+    let now = core.world.now();
+    let doubted = {
+        let mut estate = core.estate();
+        let load = report.load.take();
+        if !seen(core, &mut estate, server, load) {
+            return Ok(());
+        }
+        let Some(entry) = estate.machines.get_mut(&id) else { return Ok(()) };
+        report.disks.truncate(DISKS_MAX);
+        report.doubt = limited(&report.doubt, 1024);
+        report.mode_reason = limited(&report.mode_reason, 1024);
+        entry.live.churn.offer(now, report.written_bytes_total);
+        let doubted = doubt(
+            &entry.row,
+            &entry.live.agent_boot,
+            &report,
+            entry.live.replica.as_ref().map(|(replica, _)| replica),
+        );
+        entry.live.agent = Some((report, now));
+        doubted
+    };
+    match doubted {
+        Some((moves, answered)) => resync(core, id, moves, answered).await,
+        None => Ok(()),
+    }
+}
+
+/// What an agent's report means for a resync: the move, and the doubt that is answered by it.
+fn doubt(
+    row: &MachineRow,
+    boot: &str,
+    report: &pb::AgentReport,
+    replica: Option<&pb::ReplicaReport>,
+) -> Option<(Vec<Write>, Option<String>)> {
+    let protection = row.protection.as_ref()?;
+    let told = (!report.doubt.is_empty()).then(|| format!("{boot} {}", report.doubt));
+    match &protection.state {
+        ProtectionState::Protected { .. } if told.is_some() && told != protection.answered_doubt => {
+            Some((vec![Write::Move(Event::ResyncRequired { reason: shown(&report.doubt) })], None))
+        }
+        // Everything is being sent as it is: that answers what was not known before.
+        ProtectionState::InitialReplication { .. } if told.is_some() && told != protection.answered_doubt => {
+            Some((Vec::new(), told))
+        }
+        ProtectionState::Resync { .. } => {
+            // Whole again: every change is shipped, and a moment after the doubt can be brought up.
+            let whole = report.mode == continuum_model::health::Mode::Data.name()
+                && report.epoch >= row.epoch
+                && replica
+                    .and_then(|replica| replica.newest_point_us)
+                    .is_some_and(|at| at >= protection.since.micros());
+            whole.then_some((vec![Write::Move(Event::ResyncDone)], told))
+        }
+        _ => None,
+    }
+}
+
+async fn resync(
+    core: &Arc<Core>,
+    id: MachineId,
+    moves: Vec<Write>,
+    answered: Option<String>,
+) -> Result<(), StoreError> {
+    let mut tx = core.store.begin().await?;
+    match writes::make(core, &mut tx, id, moves, "").await {
+        Ok(()) => {}
+        Err(writes::Refused::Store(error)) => return Err(error),
+        // The state moved on meanwhile; the next report sees it as it is.
+        Err(writes::Refused::Illegal(_)) => return Ok(()),
+    }
+    if let Some(answered) = answered
+        && let Some(mut row) = tx.machine(id).await?
+        && let Some(protection) = &mut row.protection
+    {
+        protection.answered_doubt = Some(answered);
+        tx.save_machine(row).await?;
+    }
+    core.commit(tx).await
+}
+
+fn process_server(core: &Arc<Core>, server: ServerId, mut report: pb::ProcessServerReport) {
+    let now = core.world.now();
+    let mut estate = core.estate();
+    let load = report.load.take();
+    if !seen(core, &mut estate, server, load) {
+        return;
+    }
+    if let Some(entry) = estate.servers.get_mut(&server) {
+        entry.live.spool = Some((report.spool_bytes, report.spool_bytes_max));
+        entry.live.bytes_per_sec = Some(report.out_bytes_per_sec);
+    }
+    for relay in report.relays {
+        let Ok(id) = relay.machine_id.parse::<MachineId>() else { continue };
+        let Some(entry) = estate.machines.get_mut(&id) else { continue };
+        if entry.row.protection.as_ref().is_some_and(|protection| protection.process_server == server) {
+            entry.live.relay = Some((relay, now));
+        }
+    }
+}
+
+async fn master_target(
+    core: &Arc<Core>,
+    server: ServerId,
+    mut report: pb::MasterTargetReport,
+) -> Result<(), StoreError> {
+    let now = core.world.now();
+    let mut points: Vec<(MachineId, PointRow)> = Vec::new();
+    let mut ahead: Vec<(MachineId, u64)> = Vec::new();
+    {
+        let mut estate = core.estate();
+        let load = report.load.take();
+        if !seen(core, &mut estate, server, load) {
+            return Ok(());
+        }
+        let mut bytes_per_sec = 0u64;
+        for mut replica in report.replicas {
+            let Ok(id) = replica.machine_id.parse::<MachineId>() else { continue };
+            let Some(entry) = estate.machines.get_mut(&id) else { continue };
+            if entry.row.protection.as_ref().is_none_or(|protection| protection.master_target != server) {
+                continue;
+            }
+            bytes_per_sec = bytes_per_sec.saturating_add(replica.journal_bytes_per_sec);
+            // After a commit only the chosen moment counts: what the target still lists is history.
+            let committed = entry
+                .row
+                .protection
+                .as_ref()
+                .is_some_and(|protection| protection.state == ProtectionState::Committed);
+            let room = if committed { 0 } else { POINTS_MAX.saturating_sub(points.len()) };
+            points.extend(
+                replica.new_points.drain(..).take(room).map(|point| (id, project::point_from(&point))),
+            );
+            if replica.epoch > entry.row.epoch {
+                ahead.push((id, replica.epoch));
+            }
+            entry.live.replica = Some((replica, now));
+        }
+        if let Some(entry) = estate.servers.get_mut(&server) {
+            entry.live.bytes_per_sec = Some(bytes_per_sec);
+        }
+    }
+    if points.is_empty() && ahead.is_empty() {
+        return Ok(());
+    }
+    let mut tx = core.store.begin().await?;
+    for (machine, mut point) in points {
+        point.name = limited(&point.name, 253);
+        if tx.save_point(machine, &point).await? && point.kind != continuum_model::point::PointKind::Crash {
+            let name =
+                core.estate().machines.get(&machine).map(|entry| entry.row.name.clone()).unwrap_or_default();
+            let text = format!("{} point of {}", point.kind.name(), point.time);
+            tx.add_event(core.event("point", &name, machine, text, "")).await?;
+        }
+    }
+    for (machine, epoch) in ahead {
+        // Our store is older than the estate: it was restored from a copy. An epoch below the target's would
+        // be refused for ever, and would be a second writer where it was not.
+        if let Some(mut row) = tx.machine(machine).await?
+            && row.epoch < epoch
+        {
+            row.epoch = epoch.saturating_add(1);
+            let text = format!(
+                "the target knows epoch {epoch}: this vault's data is older; epoch {} issued",
+                row.epoch
+            );
+            tx.add_event(core.event("epoch", &row.name, row.id, text, "")).await?;
+            tx.save_machine(row).await?;
+        }
+    }
+    core.commit(tx).await
+}
+
+/// How often points that the target dropped are forgotten here, too.
+pub(crate) const FORGET_EVERY: std::time::Duration = std::time::Duration::from_secs(60);
+
+/// Events and cleared alerts are kept this long; the audit log has what must be known for ever.
+const NEWS_KEPT: std::time::Duration = std::time::Duration::from_secs(90 * 24 * 3600);
+/// A key is remembered this long; nobody repeats an order after that.
+const KEYS_KEPT: std::time::Duration = std::time::Duration::from_secs(7 * 24 * 3600);
+
+/// Forgets points older than what can be brought up, and stores when servers were last seen.
+pub(crate) async fn tidy(core: &Arc<Core>) -> Result<(), StoreError> {
+    let (oldest, servers): (Vec<(MachineId, Timestamp)>, Vec<(ServerId, Option<Timestamp>)>) = {
+        let estate = core.estate();
+        let oldest = estate.machines.values().filter_map(|entry| {
+            let oldest = entry.live.replica.as_ref()?.0.oldest_point_us?;
+            Some((entry.row.id, Timestamp::from_micros(oldest)))
+        });
+        let there = estate.servers.values().filter(|entry| entry.live.connected);
+        let servers = there.map(|entry| (entry.row.id, entry.live.last_seen));
+        (oldest.collect(), servers.collect())
+    };
+    let mut tx = core.store.begin().await?;
+    for (machine, oldest) in oldest {
+        tx.forget_points(machine, Some(oldest)).await?;
+    }
+    for (server, last_seen) in servers {
+        // The row as it is now: it may have been revoked since we looked.
+        if let Some(row) = tx.server(server).await? {
+            tx.save_server(ServerRow { last_seen: last_seen.or(row.last_seen), ..row }).await?;
+        }
+    }
+    tx.forget_news(core.world.now().minus(NEWS_KEPT), core.world.now().minus(KEYS_KEPT)).await?;
+    core.commit(tx).await
+}

@@ -1,0 +1,451 @@
+//! What each kind of job consists of, when it may begin, and what it leaves when it does not succeed.
+//!
+//! ```text
+//! protect        check → epoch → relate → initial replication → first point
+//! unprotect      stop → bring down → remove replica → forget
+//! test-failover  check → resolve point → open view → start guest → probe → running
+//! cleanup        stop guest → close view → clean
+//! failover       check → process received → new epoch → fence → resolve point → open view → start guest
+//!                → probe → commit pending
+//! commit         check → drop other points → committed
+//! verify         digest source → await target → digest replica → compare
+//! bookmark       barrier → await target → listed
+//! pin            mark
+//! ```
+//!
+//! Lives here: names, order, legality. Lives elsewhere: what a step does (`steps`), how one step follows
+//! another (`engine`). A step's name is stored with the job: renaming one needs a new `store::jobs::PLAN`.
+
+use crate::estate::{Estate, MachineEntry};
+use crate::store::inventory::{BroughtUp, MachineRow, PointRow, Protection};
+use crate::store::jobs::{Facts, JobRow, Params};
+use crate::world::World;
+use continuum_model::fault::{Fault, FaultClass};
+use continuum_model::id::{PointId, ViewId};
+use continuum_model::protection::{Event, FailoverKind, ProtectionState, TestState};
+use continuum_model::untrusted::shown;
+
+macro_rules! named {
+    ($(#[$doc:meta])* $ty:ident { $($variant:ident = $name:literal),* $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub(crate) enum $ty { $($variant),* }
+        impl $ty {
+            /// Its name in the store and in answers.
+            pub(crate) const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name),* }
+            }
+        }
+    };
+}
+
+named!(
+    /// Kinds of jobs.
+    JobKind {
+        Protect = "protect",
+        Unprotect = "unprotect",
+        TestFailover = "test-failover",
+        Cleanup = "cleanup",
+        Failover = "failover",
+        Commit = "commit",
+        Verify = "verify",
+        Bookmark = "bookmark",
+        Pin = "pin",
+        Pause = "pause",
+        Resume = "resume",
+        RetryNow = "retry-now",
+        Acknowledge = "acknowledge",
+        SetPolicy = "set-policy",
+    }
+);
+
+named!(
+    /// Steps of jobs.
+    Step {
+        CheckProtect = "check",
+        NewEpoch = "epoch",
+        Relate = "relate",
+        InitialReplication = "initial-replication",
+        FirstPoint = "first-point",
+        StopReplication = "stop",
+        BringDown = "bring-down",
+        RemoveReplica = "remove-replica",
+        Forget = "forget",
+        CheckTarget = "check-target",
+        ProcessReceived = "process-received",
+        FenceEpoch = "new-epoch",
+        Fence = "fence",
+        ResolvePoint = "resolve-point",
+        OpenView = "open-view",
+        StartGuest = "start-guest",
+        Probe = "probe",
+        Running = "running",
+        StopGuest = "stop-guest",
+        CloseView = "close-view",
+        Clean = "clean",
+        CommitPending = "commit-pending",
+        DropPoints = "drop-points",
+        Committed = "committed",
+        SourceDigest = "digest-source",
+        AwaitTarget = "await-target",
+        ReplicaDigest = "digest-replica",
+        Compare = "compare",
+        Barrier = "barrier",
+        Listed = "listed",
+        Mark = "mark",
+    }
+);
+
+/// A change of rows that a step's end brings with it, in the same transaction.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Write {
+    /// A new protection.
+    Protect(Box<Protection>),
+    /// A move of the protection.
+    Move(Event),
+    /// The same, where the table allows it now; nothing otherwise.
+    MoveIfLegal(Event),
+    /// The next epoch.
+    Epoch,
+    Fenced(bool),
+    Test(TestState),
+    TestRun(Option<Box<BroughtUp>>),
+    FailedOver(Box<BroughtUp>),
+    /// What ran at the recovery site was stopped and removed.
+    BroughtDown,
+    /// How a drill ended.
+    Drill {
+        passed: bool,
+    },
+    /// The protection is gone; its points, too, where they are.
+    Forget {
+        points: bool,
+    },
+    Point(Box<PointRow>),
+    /// After a commit only the chosen point counts.
+    ForgetPoints,
+}
+
+impl JobKind {
+    /// All of them.
+    pub(crate) const ALL: [Self; 14] = [
+        Self::Protect,
+        Self::TestFailover,
+        Self::Cleanup,
+        Self::Failover,
+        Self::Commit,
+        Self::Pause,
+        Self::Resume,
+        Self::Bookmark,
+        Self::Pin,
+        Self::Verify,
+        Self::RetryNow,
+        Self::Acknowledge,
+        Self::SetPolicy,
+        Self::Unprotect,
+    ];
+
+    /// The one with this name.
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+
+    /// Its steps, in order; empty: it is done at once.
+    pub(crate) const fn steps(self) -> &'static [Step] {
+        use Step as S;
+        match self {
+            Self::Protect => &[S::CheckProtect, S::NewEpoch, S::Relate, S::InitialReplication, S::FirstPoint],
+            Self::Unprotect => &[S::StopReplication, S::BringDown, S::RemoveReplica, S::Forget],
+            Self::TestFailover => {
+                &[S::CheckTarget, S::ResolvePoint, S::OpenView, S::StartGuest, S::Probe, S::Running]
+            }
+            Self::Cleanup => &[S::StopGuest, S::CloseView, S::Clean],
+            Self::Failover => &[
+                S::CheckTarget,
+                S::ProcessReceived,
+                S::FenceEpoch,
+                S::Fence,
+                S::ResolvePoint,
+                S::OpenView,
+                S::StartGuest,
+                S::Probe,
+                S::CommitPending,
+            ],
+            Self::Commit => &[S::CheckTarget, S::DropPoints, S::Committed],
+            Self::Verify => &[S::SourceDigest, S::AwaitTarget, S::ReplicaDigest, S::Compare],
+            Self::Bookmark => &[S::Barrier, S::AwaitTarget, S::Listed],
+            Self::Pin => &[S::Mark],
+            Self::Pause | Self::Resume | Self::RetryNow | Self::Acknowledge | Self::SetPolicy => &[],
+        }
+    }
+
+    /// Whether a person may stop it half-way.
+    pub(crate) const fn may_cancel(self) -> bool {
+        // What an unprotect or a commit removed does not come back; a cleanup half-way helps nobody.
+        !matches!(self, Self::Unprotect | Self::Commit | Self::Cleanup)
+    }
+
+    /// Whether a failed one may be tried again.
+    pub(crate) const fn may_retry(self) -> bool {
+        !self.steps().is_empty()
+    }
+
+    /// Whether the two may not be under way on one machine at the same time.
+    pub(crate) const fn conflicts(self, other: Self) -> bool {
+        use JobKind::{Bookmark, Cleanup, Commit, Failover, Pin, Protect, TestFailover, Unprotect, Verify};
+        match (self, other) {
+            // Never in the way, and nothing is in their way: a failover does not wait for a verification.
+            (Verify | Bookmark | Pin, Unprotect | Protect) => true,
+            (Verify | Bookmark | Pin, _) => false,
+            (Failover, TestFailover | Cleanup | Verify | Bookmark | Pin) => false,
+            (TestFailover | Cleanup, Verify | Bookmark | Pin | Commit) => false,
+            (Protect | Unprotect | TestFailover | Cleanup | Failover | Commit, _) => true,
+            (_, _) => false,
+        }
+    }
+
+    /// Whether what was done is undone when a later step fails.
+    pub(crate) const fn undoes(self) -> bool {
+        matches!(self, Self::TestFailover | Self::Failover)
+    }
+}
+
+/// What a job begins with: the changes that the order itself makes, and what its steps will need.
+///
+/// Errors: a fault that says why the order is not possible now; nothing was changed.
+pub(crate) fn begin(
+    kind: JobKind,
+    params: &Params,
+    row: &MachineRow,
+    job: continuum_model::id::JobId,
+    world: &World,
+) -> Result<(Vec<Write>, Facts), Fault> {
+    possible(kind, row)?;
+    let mut facts = Facts::default();
+    let now = world.now();
+    let bring_up = |view: ViewId| {
+        let run =
+            BroughtUp { job, view, kind: None, at: now, point: None, disks: Vec::new(), probes: Vec::new() };
+        Box::new(run)
+    };
+    let writes = match kind {
+        // The order made the protection; a retry takes it up again.
+        JobKind::Protect => vec![Write::MoveIfLegal(Event::Retry)],
+        JobKind::Unprotect => vec![Write::MoveIfLegal(Event::Disable)],
+        JobKind::TestFailover => {
+            let view = world.id(ViewId::make);
+            facts.view = Some(view);
+            vec![Write::Test(TestState::Starting), Write::TestRun(Some(bring_up(view)))]
+        }
+        JobKind::Cleanup => {
+            let run = row.protection.as_ref().and_then(|protection| protection.test_run.as_ref());
+            facts.view = run.map(|run| run.view);
+            vec![Write::Test(TestState::Cleaning)]
+        }
+        JobKind::Failover => {
+            facts.view = Some(world.id(ViewId::make));
+            vec![Write::Move(Event::FailOver { kind: FailoverKind::Unplanned })]
+        }
+        JobKind::Verify | JobKind::Bookmark => {
+            facts.point_id = Some(world.id(PointId::make));
+            Vec::new()
+        }
+        JobKind::Pin => {
+            facts.point_id = params.point.parse().ok();
+            Vec::new()
+        }
+        JobKind::Pause => vec![Write::Move(Event::Pause)],
+        JobKind::Resume => vec![Write::Move(Event::Resume)],
+        JobKind::Commit | JobKind::RetryNow | JobKind::Acknowledge | JobKind::SetPolicy => Vec::new(),
+    };
+    Ok((writes, facts))
+}
+
+/// Whether the machine's state allows it.
+pub(crate) fn possible(kind: JobKind, row: &MachineRow) -> Result<(), Fault> {
+    let name = shown(&row.name);
+    let refuse = |code: &str, message: String, remedy: String| {
+        Err(Fault::new(FaultClass::NotReady, code, message)
+            .affects("this order")
+            .spares("nothing was changed")
+            .remedy(remedy))
+    };
+    let Some(protection) = &row.protection else {
+        return match kind {
+            JobKind::Protect | JobKind::Acknowledge | JobKind::SetPolicy => Ok(()),
+            _ => refuse(
+                "machine.unprotected",
+                format!("{name} is not protected"),
+                format!("protect it first: continuum protect {}", quoted(&row.name)),
+            ),
+        };
+    };
+    let moves = |event: Event| match protection.state.clone().next(event) {
+        Ok(_) => Ok(()),
+        Err(illegal) => refuse(
+            "protection.illegal-move",
+            format!("{name}: {illegal}"),
+            "see what is possible now: continuum describe machine ".to_owned() + &quoted(&row.name),
+        ),
+    };
+    let has_points = matches!(
+        protection.state,
+        ProtectionState::Protected { .. }
+            | ProtectionState::Resync { .. }
+            | ProtectionState::FailingOver { .. }
+    );
+    match kind {
+        JobKind::Protect => match protection.state {
+            ProtectionState::EnablingFailed { .. } | ProtectionState::InitialReplicationFailed { .. } => {
+                Ok(())
+            }
+            _ => refuse(
+                "machine.protected",
+                format!("{name} is protected already"),
+                "change its policy with set-policy, or unprotect it first".into(),
+            ),
+        },
+        JobKind::Unprotect => {
+            if protection.test != TestState::None {
+                return refuse(
+                    "test.running",
+                    format!("a test failover of {name} is {}", protection.test.name()),
+                    format!("clean it up first: continuum cleanup {}", quoted(&row.name)),
+                );
+            }
+            // An unprotect that failed half-way is taken up again.
+            if protection.state == ProtectionState::Disabling { Ok(()) } else { moves(Event::Disable) }
+        }
+        JobKind::TestFailover => {
+            if !has_points {
+                return refuse(
+                    "point.none",
+                    format!("{name} is {}: there is no recovery point to bring up", protection.state.name()),
+                    "wait until the first recovery point exists".into(),
+                );
+            }
+            if protection.test != TestState::None {
+                return refuse(
+                    "test.running",
+                    format!("a test failover of {name} is {} already", protection.test.name()),
+                    format!("clean it up first: continuum cleanup {}", quoted(&row.name)),
+                );
+            }
+            Ok(())
+        }
+        JobKind::Cleanup => match protection.test {
+            TestState::None => refuse(
+                "test.none",
+                format!("there is no test failover of {name}"),
+                "nothing needs to be cleaned up".into(),
+            ),
+            TestState::Starting | TestState::Running | TestState::Cleaning | TestState::Failed => Ok(()),
+        },
+        JobKind::Failover => moves(Event::FailOver { kind: FailoverKind::Unplanned }),
+        JobKind::Commit => moves(Event::Commit),
+        JobKind::Pause => moves(Event::Pause),
+        JobKind::Resume => moves(Event::Resume),
+        JobKind::Verify | JobKind::Bookmark => match protection.state {
+            ProtectionState::Protected { paused: false } => Ok(()),
+            _ => refuse(
+                "protection.not-replicating",
+                format!("{name} is {}: changes do not reach its replica now", protection.state.name()),
+                "wait until it is protected and not paused".into(),
+            ),
+        },
+        JobKind::RetryNow | JobKind::Pin | JobKind::Acknowledge | JobKind::SetPolicy => Ok(()),
+    }
+}
+
+/// What turning back brings with it before anything is undone.
+pub(crate) fn turns_back(kind: JobKind, cancelled: bool) -> Vec<Write> {
+    match kind {
+        // On its way out: nobody is told to keep the replica while it is being removed.
+        JobKind::Protect if cancelled => vec![
+            Write::MoveIfLegal(Event::EnableFailed { reason: "cancelled by an operator".into() }),
+            Write::MoveIfLegal(Event::Disable),
+        ],
+        _ => Vec::new(),
+    }
+}
+
+/// What a job that did not succeed leaves in the rows. `clean`: every undo worked.
+pub(crate) fn leaves(kind: JobKind, job: &JobRow, reason: &str, clean: bool) -> Vec<Write> {
+    match kind {
+        JobKind::Protect if job.cancel => vec![Write::Forget { points: true }],
+        JobKind::Protect => vec![Write::MoveIfLegal(Event::EnableFailed { reason: reason.to_owned() })],
+        JobKind::TestFailover if clean => {
+            vec![Write::Test(TestState::None), Write::TestRun(None), Write::Drill { passed: false }]
+        }
+        JobKind::TestFailover => vec![Write::Test(TestState::Failed), Write::Drill { passed: false }],
+        JobKind::Cleanup => vec![Write::Test(TestState::Failed)],
+        JobKind::Failover => vec![Write::MoveIfLegal(Event::FailOverFailed), Write::Fenced(false)],
+        JobKind::Unprotect
+        | JobKind::Commit
+        | JobKind::Verify
+        | JobKind::Bookmark
+        | JobKind::Pin
+        | JobKind::Pause
+        | JobKind::Resume
+        | JobKind::RetryNow
+        | JobKind::Acknowledge
+        | JobKind::SetPolicy => Vec::new(),
+    }
+}
+
+/// The orders that are possible now, as the operator API names them.
+pub(crate) fn orders(entry: &MachineEntry, estate: &Estate) -> Vec<&'static str> {
+    let under_way: Vec<JobKind> =
+        estate.jobs_of(entry.row.id).filter_map(|job| JobKind::named(&job.kind)).collect();
+    let protected = entry.row.protection.is_some();
+    JobKind::ALL
+        .into_iter()
+        // Those are about an alert and about a point, not about the machine.
+        .filter(|kind| !matches!(kind, JobKind::Acknowledge | JobKind::Pin))
+        .filter(|kind| protected || *kind == JobKind::Protect)
+        .filter(|kind| {
+            possible(*kind, &entry.row).is_ok() && !under_way.iter().any(|other| kind.conflicts(*other))
+        })
+        .map(JobKind::name)
+        .collect()
+}
+
+/// A name as a command line takes it, made harmless.
+pub(crate) fn quoted(name: &str) -> String {
+    let name = shown(name);
+    let plain = !name.is_empty()
+        && !name.starts_with('-')
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.:@".contains(c));
+    if plain { name } else { format!("'{}'", name.replace('\'', "'\\''")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_cannot_leave_its_quotes() {
+        for (name, expected) in [
+            ("web-01", "web-01"),
+            ("web 01", "'web 01'"),
+            ("a'; rm -rf /", "'a'\\''; rm -rf /'"),
+            ("-rf", "'-rf'"),
+            ("a\nb", "'a␊b'"),
+            ("", "''"),
+        ] {
+            assert_eq!(quoted(name), expected);
+        }
+    }
+
+    #[test]
+    fn a_failover_waits_for_nothing_but_what_would_make_two_truths() {
+        for other in
+            [JobKind::Verify, JobKind::Bookmark, JobKind::Pin, JobKind::TestFailover, JobKind::Cleanup]
+        {
+            assert!(!JobKind::Failover.conflicts(other), "{}", other.name());
+        }
+        for other in [JobKind::Protect, JobKind::Unprotect, JobKind::Failover, JobKind::Commit] {
+            assert!(JobKind::Failover.conflicts(other), "{}", other.name());
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! Steps that begin and end a protection.
+
+use super::*;
+
+impl Ctx<'_> {
+    pub(super) async fn check_protect(&self) -> Result<Done, Fault> {
+        let (row, protection) = self.protection()?;
+        let patience = self.core.patience();
+        self.reach(agent_of(row.id), "the agent of", patience).await?;
+        self.reach(protection.process_server, "process server", patience).await?;
+        self.reach(protection.master_target, "master target", patience).await?;
+        // An agent tells of its disks when it comes: one that was enrolled a moment ago had none yet.
+        if self.machine()?.disks.is_empty() {
+            return Err(Fault::new(
+                FaultClass::NotReady,
+                "machine.no-disks",
+                "the machine has told of no disks",
+            )
+            .affects("this machine")
+            .spares("all others")
+            .remedy("see that its agent serves at least one disk, then retry the job"));
+        }
+        Ok(Done::said("agent, process server and master target are there"))
+    }
+
+    /// The target must know of the replica before the source ships anything.
+    pub(super) async fn relate(&self) -> Result<Done, Fault> {
+        let (row, protection) = self.protection()?;
+        self.tell(None, "waiting for the target to open the replica", false);
+        let opened = self.core.until(|estate| {
+            let (report, _) = estate.machines.get(&row.id)?.live.replica.as_ref()?;
+            (report.epoch >= row.epoch).then(|| report.fault.clone())
+        });
+        match tokio::time::timeout(QUICK.min(self.core.patience() * 3), opened).await {
+            Ok(None) => {}
+            Ok(Some(fault)) => return Err(continuum_wire::grpc::fault_from_proto(&fault)),
+            Err(_) => {
+                self.reach(protection.master_target, "master target", Duration::ZERO).await?;
+                return Err(Fault::new(
+                    FaultClass::Failed,
+                    "replica.not-opened",
+                    "the master target did not report the replica as open",
+                )
+                .affects("this machine")
+                .spares("all others")
+                .remedy("look at the master target's log and its free space, then retry the job"));
+            }
+        }
+        let related = if matches!(protection.state, ProtectionState::Enabling) {
+            vec![Write::Move(Event::Related)]
+        } else {
+            Vec::new()
+        };
+        Ok(Done::said("the replica is open, the source ships").with(related))
+    }
+
+    pub(super) async fn initial_replication(&self) -> Result<Done, Fault> {
+        let id = self.machine_id()?;
+        let sent = self.core.until(|estate| initial_done(estate.machines.get(&id)?));
+        // Told from beside the wait: `until` holds the estate while it looks.
+        tokio::pin!(sent);
+        let mut pace = tokio::time::interval(Duration::from_millis(500));
+        loop {
+            tokio::select! {
+                done = &mut sent => return done.map(|bytes| Done::said(format!("{} copied", continuum_model::units::Bytes(bytes)))),
+                _ = pace.tick() => {
+                    let progress = {
+                        let estate = self.core.estate();
+                        estate.machines.get(&id).map(|entry| initial_progress(entry, &estate))
+                    };
+                    if let Some(progress) = progress {
+                        self.core.progress(self.job.id, progress);
+                    }
+                }
+            }
+        }
+    }
+
+    pub(super) async fn stop_replication(&self) -> Result<Done, Fault> {
+        let (row, _) = self.protection()?;
+        let agent = agent_of(row.id);
+        if !self.core.estate().connected(agent) {
+            return Ok(Done::warning("the agent is not connected: it is told when it comes back"));
+        }
+        let stopped = self.core.until(|estate| {
+            let entry = estate.machines.get(&row.id)?;
+            let away = !estate.connected(agent);
+            let told = entry.live.agent.as_ref().is_some_and(|(report, _)| !report.protected);
+            (away || told).then_some(!away)
+        });
+        match tokio::time::timeout(self.core.patience(), stopped).await {
+            Ok(true) => Ok(Done::said("the source ships no more")),
+            Ok(false) | Err(_) => {
+                Ok(Done::warning("the agent did not confirm: it is told again when it comes back"))
+            }
+        }
+    }
+
+    /// A machine that runs at the recovery site on this replica goes with it, unless the replica is kept.
+    pub(super) async fn bring_down(&self) -> Result<Done, Fault> {
+        let (_, protection) = self.protection()?;
+        let Some(run) = protection.failed_over.filter(|_| !self.job.params.keep_replica) else {
+            return Ok(Done::said("nothing was brought up"));
+        };
+        let view_id = run.view.to_string();
+        self.ask(
+            protection.master_target,
+            "/guest",
+            Act::StopGuest(pb::StopGuest { view_id: view_id.clone() }),
+            QUICK,
+        )
+        .await?;
+        self.ask(protection.master_target, "/view", Act::CloseView(pb::CloseView { view_id }), QUICK).await?;
+        Ok(Done::said("the machine at the recovery site was stopped").with(vec![Write::BroughtDown]))
+    }
+
+    pub(super) async fn remove_replica(&mut self) -> Result<Done, Fault> {
+        let (row, protection) = self.protection()?;
+        if self.job.params.keep_replica {
+            self.facts.note = "the replica and its recovery points are kept".into();
+            return Ok(Done::said("kept, as ordered"));
+        }
+        let act = Act::RemoveReplica(pb::RemoveReplica { machine_id: row.id.to_string() });
+        let answer = self.ask(protection.master_target, self.undoing(), act, SLOW).await?;
+        let detail = said(&answer, "the replica was removed");
+        self.facts.note = format!("removed: {detail}");
+        Ok(Done::said(detail))
+    }
+
+    pub(super) fn forget(&self) -> Result<Done, Fault> {
+        let points = !self.job.params.keep_replica;
+        Ok(Done::said("the machine is no longer protected").with(vec![Write::Forget { points }]))
+    }
+}
+
+fn initial_done(entry: &MachineEntry) -> Option<Result<u64, Fault>> {
+    let protection = entry.row.protection.as_ref()?;
+    let (agent, _) = entry.live.agent.as_ref()?;
+    let (replica, _) = entry.live.replica.as_ref()?;
+    // A moment of this protection, not of a replica that was kept from an earlier one.
+    let whole = replica.epoch >= entry.row.epoch
+        && agent.epoch >= entry.row.epoch
+        && agent.mode == continuum_model::health::Mode::Data.name()
+        && replica.newest_point_us.is_some_and(|newest| newest >= protection.since.micros());
+    whole.then_some(Ok(agent.initial_bytes_total))
+}
+
+fn initial_progress(entry: &MachineEntry, estate: &Estate) -> Progress {
+    let paused = entry.row.protection.as_ref().is_some_and(|protection| protection.state.is_paused());
+    let away = !estate.connected(agent_of(entry.row.id));
+    let agent = entry.live.agent.as_ref().map(|(report, _)| report);
+    let fraction = agent
+        .filter(|report| report.initial_bytes_total > 0)
+        .map(|report| report.initial_bytes_done as f64 / report.initial_bytes_total as f64);
+    let (detail, waiting) = if paused {
+        ("paused by an operator".to_owned(), true)
+    } else if away {
+        ("the agent is not connected; it goes on where it was".to_owned(), true)
+    } else if let Some(fault) = agent.and_then(|report| report.channel_fault.as_ref()) {
+        (shown(&fault.message), true)
+    } else {
+        let bytes = |pick: fn(&pb::AgentReport) -> u64| continuum_model::units::Bytes(agent.map_or(0, pick));
+        (
+            format!(
+                "{} of {}",
+                bytes(|report| report.initial_bytes_done),
+                bytes(|report| report.initial_bytes_total)
+            ),
+            false,
+        )
+    };
+    Progress { fraction, detail, waiting }
+}

@@ -1,0 +1,193 @@
+//! Measures with bounded memory: the distribution of RPO over a day, recent values, churn.
+
+use continuum_model::time::Timestamp;
+use std::collections::VecDeque;
+use std::time::Duration;
+
+/// Values shown as a line: one every five seconds, five minutes back.
+const RECENT: usize = 60;
+const RECENT_EVERY: Duration = Duration::from_secs(5);
+/// Hours kept.
+const SLOTS: usize = 24;
+const HOUR_MICROS: i64 = 3_600_000_000;
+/// Bucket n holds values up to 10 ms · 1.2ⁿ; the last one reaches three days.
+const BUCKETS: usize = 96;
+const SMALLEST: f64 = 0.01;
+const FACTOR: f64 = 1.2;
+
+/// Values of the last 24 hours, in hourly slots of geometric buckets: 4.6 KiB, whatever comes.
+///
+/// Quantiles are told as the upper edge of their bucket, so they are never too good; the maximum is exact.
+#[derive(Default)]
+pub(crate) struct Distribution {
+    slots: Vec<Slot>,
+}
+
+#[derive(Clone)]
+struct Slot {
+    hour: i64,
+    max: f64,
+    counts: Box<[u16; BUCKETS]>,
+}
+
+impl Distribution {
+    /// Adds a value that was measured at `at`.
+    pub(crate) fn add(&mut self, at: Timestamp, value: f64) {
+        let hour = at.micros().div_euclid(HOUR_MICROS);
+        self.slots.retain(|slot| slot.hour > hour - SLOTS as i64 && slot.hour <= hour);
+        if self.slots.last().is_none_or(|slot| slot.hour != hour) {
+            self.slots.push(Slot { hour, max: 0.0, counts: Box::new([0; BUCKETS]) });
+        }
+        if let Some(slot) = self.slots.last_mut() {
+            slot.max = slot.max.max(value);
+            let count = &mut slot.counts[bucket(value)];
+            *count = count.saturating_add(1);
+        }
+    }
+
+    /// The value below which a share of all values lies; `None`: nothing was measured.
+    pub(crate) fn quantile(&self, share: f64) -> Option<f64> {
+        let count = |at: usize| self.slots.iter().map(|slot| u64::from(slot.counts[at])).sum::<u64>();
+        let total: u64 = (0..BUCKETS).map(count).sum();
+        if total == 0 {
+            return None;
+        }
+        let wanted = (share * total as f64).ceil().max(1.0) as u64;
+        let mut seen = 0;
+        for at in 0..BUCKETS {
+            seen += count(at);
+            if seen >= wanted {
+                return Some((SMALLEST * FACTOR.powi(at as i32)).min(self.max().unwrap_or(f64::MAX)));
+            }
+        }
+        self.max()
+    }
+
+    /// The largest.
+    pub(crate) fn max(&self) -> Option<f64> {
+        self.slots.iter().map(|slot| slot.max).reduce(f64::max)
+    }
+}
+
+fn bucket(value: f64) -> usize {
+    if value <= SMALLEST {
+        return 0;
+    }
+    let at = ((value / SMALLEST).ln() / FACTOR.ln()).ceil();
+    (at as usize).min(BUCKETS - 1)
+}
+
+/// The newest values, one every five seconds.
+pub(crate) struct Recent<T> {
+    values: VecDeque<T>,
+    last: Option<Timestamp>,
+}
+
+impl<T> Default for Recent<T> {
+    fn default() -> Self {
+        Self { values: VecDeque::new(), last: None }
+    }
+}
+
+impl<T: Copy> Recent<T> {
+    /// Whether the next value is due.
+    pub(crate) fn due(&self, at: Timestamp) -> bool {
+        self.last.is_none_or(|last| at.since(last) >= RECENT_EVERY)
+    }
+    /// Adds a value, when one is due.
+    pub(crate) fn offer(&mut self, at: Timestamp, value: T) {
+        if !self.due(at) {
+            return;
+        }
+        self.last = Some(at);
+        self.values.push_back(value);
+        if self.values.len() > RECENT {
+            self.values.pop_front();
+        }
+    }
+    /// Newest last.
+    pub(crate) fn values(&self) -> Vec<T> {
+        self.values.iter().copied().collect()
+    }
+}
+
+/// Bytes written a second at the source, from a total that starts over with each start of the agent.
+#[derive(Default)]
+pub(crate) struct Churn {
+    window: VecDeque<(Timestamp, u64)>,
+    written: u64,
+    last_total: Option<u64>,
+    pub(crate) recent: Recent<u64>,
+}
+
+impl Churn {
+    /// Takes the agent's total.
+    pub(crate) fn offer(&mut self, at: Timestamp, total: u64) {
+        let before = self.last_total.replace(total);
+        // A smaller total is that of a new process: what it says was written since it started.
+        self.written += before.map_or(0, |before| total.checked_sub(before).unwrap_or(total));
+        self.window.push_back((at, self.written));
+        while self.window.len() > 2
+            && self.window.get(1).is_some_and(|(second, _)| at.since(*second) >= RECENT_EVERY)
+        {
+            self.window.pop_front();
+        }
+        if let Some(rate) = self.bytes_per_sec() {
+            self.recent.offer(at, rate);
+        }
+    }
+
+    /// Over the last five seconds; `None`: not yet known.
+    pub(crate) fn bytes_per_sec(&self) -> Option<u64> {
+        let (first, last) = (self.window.front()?, self.window.back()?);
+        let span = last.0.since(first.0).as_secs_f64();
+        (span >= 0.4).then(|| ((last.1 - first.1) as f64 / span) as u64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_micros(seconds * 1_000_000)
+    }
+
+    proptest! {
+        #[test]
+        fn a_quantile_is_never_better_than_the_truth_and_at_most_a_fifth_worse(
+            mut values in proptest::collection::vec(0.02f64..10_000.0, 1..400),
+            share in 0.01f64..1.0,
+        ) {
+            let mut told = Distribution::default();
+            values.iter().for_each(|value| told.add(at(5), *value));
+            values.sort_by(f64::total_cmp);
+            let truth = values[(share * values.len() as f64).ceil() as usize - 1];
+            let quantile = told.quantile(share).unwrap();
+            prop_assert!(quantile >= truth * 0.999_999 && quantile <= truth * FACTOR * 1.000_001, "{quantile} for {truth}");
+            prop_assert_eq!(told.max(), values.last().copied());
+        }
+    }
+
+    #[test]
+    fn after_a_day_an_old_value_no_longer_counts() {
+        let mut told = Distribution::default();
+        told.add(at(0), 500.0);
+        told.add(at(24 * 3600), 1.0);
+        assert_eq!(told.max(), Some(1.0));
+        assert_eq!(Distribution::default().quantile(0.99), None);
+    }
+
+    #[test]
+    fn churn_survives_a_restart_of_the_agent() {
+        let mut churn = Churn::default();
+        for second in 0..10 {
+            churn.offer(at(second), 1_000 * second as u64);
+        }
+        assert_eq!(churn.bytes_per_sec(), Some(1_000));
+        churn.offer(at(10), 500);
+        assert!(churn.bytes_per_sec().unwrap() < 1_000, "a restart is no burst");
+        assert_eq!(churn.recent.values().len(), 2);
+    }
+}

@@ -1,0 +1,135 @@
+//! Reading an order: what kind of job it makes, and whether its words make sense.
+
+use super::*;
+
+/// What an order asks for, read and checked for sense.
+pub(super) struct Asked {
+    pub(super) kind: JobKind,
+    pub(super) params: Params,
+    pub(super) detail: String,
+}
+
+/// The kind of job that an order makes.
+pub(super) fn kind_of(order: &Order) -> JobKind {
+    match order {
+        Order::Protect(_) => JobKind::Protect,
+        Order::Unprotect(_) => JobKind::Unprotect,
+        Order::Pause(_) => JobKind::Pause,
+        Order::Resume(_) => JobKind::Resume,
+        Order::Bookmark(_) => JobKind::Bookmark,
+        Order::TestFailover(_) => JobKind::TestFailover,
+        Order::Cleanup(_) => JobKind::Cleanup,
+        Order::Failover(_) => JobKind::Failover,
+        Order::Commit(_) => JobKind::Commit,
+        Order::Verify(_) => JobKind::Verify,
+        Order::PinPoint(_) => JobKind::Pin,
+        Order::AcknowledgeAlert(_) => JobKind::Acknowledge,
+        Order::SetPolicy(_) => JobKind::SetPolicy,
+        // Retrying and cancelling make no job of their own.
+        Order::RetryNow(_) | Order::CancelJob(_) | Order::RetryJob(_) => JobKind::RetryNow,
+    }
+}
+
+pub(super) fn asked(order: &Order) -> Result<Asked, Fault> {
+    let kind = kind_of(order);
+    let mut params = Params::default();
+    let at = |point: &str| -> Result<String, Fault> {
+        let point = if point.is_empty() { "latest" } else { point };
+        let choice: PointChoice =
+            point.parse().map_err(|error: continuum_model::point::InvalidPointChoice| {
+                usage("point.invalid", &error.to_string(), "see `continuum get points`")
+            })?;
+        Ok(choice.to_string())
+    };
+    let detail = match order {
+        Order::Protect(order) => format!("policy {}, to {}", shown(&order.policy), shown(&order.target_site)),
+        Order::Unprotect(order) => {
+            params.keep_replica = order.keep_replica;
+            if order.keep_replica {
+                "the replica is kept".to_owned()
+            } else {
+                "with its replica and recovery points".to_owned()
+            }
+        }
+        Order::Bookmark(order) => {
+            if order.app_consistent {
+                return Err(Fault::new(FaultClass::NotReady, "not-available", "an application-consistent point is not possible: this version's agents cut crash-consistent ones")
+                    .affects("this order")
+                    .spares("nothing was changed")
+                    .remedy("order the bookmark without it"));
+            }
+            if order.name.len() > NAME_BYTES_MAX {
+                return Err(usage(
+                    "bookmark.name",
+                    "the name is longer than 253 bytes",
+                    "choose a shorter one",
+                ));
+            }
+            // A bookmark without a name could not be told from a point without one.
+            params.name = if order.name.is_empty() { "bookmark".into() } else { order.name.clone() };
+            format!("bookmark {}", shown(&params.name))
+        }
+        Order::TestFailover(order) => {
+            params.point = at(&order.point)?;
+            params.keep_on_failure = order.keep_on_failure;
+            format!("test failover to {}", params.point)
+        }
+        Order::Cleanup(order) => match order.note.as_str() {
+            "" => "clean up the test failover".to_owned(),
+            note => format!("clean up the test failover: {}", shown(&limited(note, 1000))),
+        },
+        Order::Failover(order) => {
+            if order.kind == "planned" {
+                return Err(Fault::new(FaultClass::NotReady, "not-available", "a planned failover is not possible: this version knows unplanned ones only")
+                    .affects("this order")
+                    .spares("nothing was changed")
+                    .remedy("stop the machine at its source, then order an unplanned failover to `latest`: with everything received nothing is lost"));
+            }
+            if !matches!(order.kind.as_str(), "unplanned" | "") {
+                return Err(usage(
+                    "failover.kind",
+                    &format!("there is no {} failover", shown(&order.kind)),
+                    "write planned or unplanned",
+                ));
+            }
+            params.point = at(&order.point)?;
+            format!("unplanned failover to {}", params.point)
+        }
+        Order::Verify(order) => {
+            if !matches!(order.point.as_str(), "" | "latest") {
+                return Err(usage(
+                    "verify.point",
+                    "a verification compares both sides as of now",
+                    "leave the point out, or write latest",
+                ));
+            }
+            "compare source and replica as of now".to_owned()
+        }
+        Order::PinPoint(order) => {
+            let choice: Result<PointChoice, _> = order.point.parse();
+            let Ok(PointChoice::Id(id)) = choice else {
+                return Err(usage(
+                    "point.invalid",
+                    "only a listed recovery point can be pinned",
+                    "give its id; see `continuum get points`",
+                ));
+            };
+            params.point = id.to_string();
+            params.pinned = order.pinned;
+            format!("{} {id}", if order.pinned { "pin" } else { "unpin" })
+        }
+        Order::Commit(_) => "make the failover final".to_owned(),
+        Order::Pause(_) => "pause replication".to_owned(),
+        Order::Resume(_) => "resume replication".to_owned(),
+        Order::RetryNow(_) => "try connections again now".to_owned(),
+        Order::AcknowledgeAlert(order) => format!("acknowledge alert {}", shown(&order.alert)),
+        Order::SetPolicy(order) => {
+            format!(
+                "set policy {}",
+                order.policy.as_ref().map(|policy| shown(&policy.name)).unwrap_or_default()
+            )
+        }
+        Order::CancelJob(_) | Order::RetryJob(_) => String::new(),
+    };
+    Ok(Asked { kind, params, detail })
+}

@@ -1,0 +1,156 @@
+//! What orders set: who carries a new protection, policies, alerts.
+
+use super::*;
+
+/// A new protection: who carries it, under which policy.
+pub(super) fn protect(core: &Core, row: &MachineRow, order: &pb::Protect) -> Result<Write, Fault> {
+    let estate = core.estate();
+    let not_ready = |code: &str, message: String, remedy: &str| {
+        Fault::new(FaultClass::NotReady, code, message)
+            .affects("this order")
+            .spares("nothing was changed")
+            .remedy(remedy)
+    };
+    let mut policies = estate.policies.values().filter(|policy| {
+        order.policy.is_empty() || policy.name == order.policy || policy.id.to_string() == order.policy
+    });
+    let policy = match (policies.next(), policies.next()) {
+        (Some(policy), None) => policy.id,
+        (None, _) => {
+            return Err(not_found(
+                "policy.unknown",
+                format!("there is no policy {}", shown(&order.policy)),
+                "see `continuum get policies`",
+            ));
+        }
+        (Some(_), Some(_)) => return Err(usage("policy.missing", "there are several policies", "name one")),
+    };
+    let mut sites = estate.sites.values().filter(|site| site.recovery).filter(|site| {
+        order.target_site.is_empty()
+            || site.name == order.target_site
+            || site.id.to_string() == order.target_site
+    });
+    let site = match (sites.next(), sites.next()) {
+        (Some(site), None) => site.id,
+        (None, _) => {
+            let what = if order.target_site.is_empty() {
+                "no site is a recovery site".to_owned()
+            } else {
+                format!("{} is no recovery site", shown(&order.target_site))
+            };
+            return Err(not_found("site.unknown", what, "see `continuum get sites`"));
+        }
+        (Some(_), Some(_)) => {
+            return Err(usage("site.missing", "there are several recovery sites", "name one"));
+        }
+    };
+    let master_target = estate.least_loaded("master-target", site, false).ok_or_else(|| {
+        not_ready(
+            "target.none",
+            format!("no master target is enrolled at {}", shown(&estate.site_name(site))),
+            "enrol one with a token for that site",
+        )
+    })?;
+    let process_server = estate.least_loaded("process-server", row.site, true).ok_or_else(|| {
+        not_ready(
+            "process-server.none",
+            "no process server is enrolled".into(),
+            "enrol one with a token for the machine's site",
+        )
+    })?;
+    Ok(Write::Protect(Box::new(Protection {
+        state: ProtectionState::Enabling,
+        since: core.world.now(),
+        policy,
+        target_site: site,
+        process_server,
+        master_target,
+        fenced: false,
+        test: TestState::None,
+        test_run: None,
+        failed_over: None,
+        answered_doubt: None,
+    })))
+}
+
+/// What an order without steps changes in the store.
+pub(super) async fn at_once_effects(
+    core: &Arc<Core>,
+    tx: &mut Tx,
+    order: &Order,
+    row: Option<&MachineRow>,
+) -> Result<(), Fault> {
+    match order {
+        Order::AcknowledgeAlert(order) => {
+            let alert = {
+                let estate = core.estate();
+                order.alert.parse().ok().and_then(|id| estate.alerts.get(&id).cloned())
+            };
+            let mut alert = alert.ok_or_else(|| {
+                not_found(
+                    "alert.unknown",
+                    format!("no open alert has the id {}", shown(&order.alert)),
+                    "see `continuum get alerts`",
+                )
+            })?;
+            alert.acknowledged = true;
+            tx.save_alert(alert).await?;
+        }
+        Order::SetPolicy(order) => {
+            let message = order.policy.as_ref().ok_or_else(|| {
+                usage("policy.empty", "the order holds no policy", "give its name and fields")
+            })?;
+            set_policy(core, tx, message).await?;
+        }
+        Order::RetryNow(_) if row.is_some_and(|row| row.protection.is_none()) => {}
+        _ => {}
+    }
+    Ok(())
+}
+
+pub(super) async fn set_policy(core: &Arc<Core>, tx: &mut Tx, message: &pb::Policy) -> Result<(), Fault> {
+    let policy = project::policy_from(message);
+    let problems = policy.problems();
+    if !problems.is_empty() {
+        let all: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        return Err(usage(
+            "policy.invalid",
+            &format!("the policy is not valid: {}", all.join("; ")),
+            "mend every field named",
+        ));
+    }
+    if message.name.is_empty() || message.name.len() > NAME_BYTES_MAX {
+        return Err(usage("policy.name", "a policy needs a name of 1 to 253 bytes", "give it one"));
+    }
+    let known: Option<PolicyRow> = {
+        let estate = core.estate();
+        estate
+            .policies
+            .values()
+            .find(|row| {
+                row.id.to_string() == message.id || (message.id.is_empty() && row.name == message.name)
+            })
+            .cloned()
+    };
+    if known.is_none() && !message.id.is_empty() {
+        return Err(not_found(
+            "policy.unknown",
+            format!("no policy has the id {}", shown(&message.id)),
+            "leave the id out for a new one",
+        ));
+    }
+    let id = known.map_or_else(|| core.world.id(PolicyId::make), |row| row.id);
+    let taken = core.estate().policies.values().any(|row| row.name == message.name && row.id != id);
+    if taken {
+        return Err(Fault::new(
+            FaultClass::Conflict,
+            "policy.name",
+            format!("another policy is called {}", shown(&message.name)),
+        )
+        .affects("this order")
+        .spares("nothing was changed")
+        .remedy("choose another name"));
+    }
+    tx.save_policy(PolicyRow { id, name: message.name.clone(), policy }).await?;
+    Ok(())
+}

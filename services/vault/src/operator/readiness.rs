@@ -1,0 +1,330 @@
+//! What would happen, to what, what would be lost, what is not ready. Changes nothing.
+
+use super::orders::{must_be_typed, no_machine, usage};
+use crate::core::Core;
+use crate::estate::{Estate, MachineEntry, agent_of};
+use crate::jobs::plan::{self, JobKind, quoted};
+use crate::jobs::steps::note_of_gap;
+use crate::project;
+use continuum_model::fault::{Fault, FaultClass};
+use continuum_model::id::{MachineId, ServerId};
+use continuum_model::time::Timestamp;
+use continuum_model::units::Bytes;
+use continuum_model::untrusted::shown;
+use continuum_proto::v1 as pb;
+use pb::command::Act;
+use pb::command_result::Result as Answer;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Questions are answered within this time, or not at all.
+const QUESTION: Duration = Duration::from_secs(15);
+
+/// Which moment would be brought up.
+pub(crate) async fn preview(core: &Arc<Core>, machine: &str, point: &str) -> Result<pb::PreviewReply, Fault> {
+    let (id, target) = target_of(core, machine)?;
+    let point = if point.is_empty() { "latest" } else { point };
+    point
+        .parse::<continuum_model::point::PointChoice>()
+        .map_err(|error| usage("point.invalid", &error.to_string(), "see `continuum get points`"))?;
+    let act = Act::ResolvePoint(pb::ResolvePoint { machine_id: id.to_string(), point: point.to_owned() });
+    match ask(core, target, act).await? {
+        Answer::Resolved(pb::Resolved { preview: Some(preview) }) => Ok(preview),
+        _ => Err(unanswered()),
+    }
+}
+
+/// The history of a machine. A target that is away cannot tell of gaps and churn: the points that this
+/// vault knows are told instead.
+pub(crate) async fn timeline(
+    core: &Arc<Core>,
+    mut request: pb::TimelineRequest,
+) -> Result<pb::TimelineReply, Fault> {
+    let (id, target) = target_of(core, &request.machine)?;
+    request.machine = id.to_string();
+    request.points_max = if request.points_max == 0 { 1000 } else { request.points_max.min(10_000) };
+    request.buckets = request.buckets.min(4096);
+    let most = request.points_max;
+    let before = request.before_id.clone();
+    let asked = ask(core, target, Act::QueryTimeline(pb::QueryTimeline { request: Some(request) })).await;
+    match asked {
+        Ok(Answer::Timeline(reply)) => Ok(reply),
+        Ok(_) => Err(unanswered()),
+        Err(fault) if fault.class != FaultClass::NotConnected => Err(fault),
+        Err(fault) => {
+            let page = match before.parse() {
+                Ok(point) => core.store.point(id, point).await?.map(|point| point.time),
+                Err(_) => None,
+            };
+            let points = core.store.points(id, page, most.saturating_add(1)).await?;
+            let Some(newest) = points.first() else { return Err(fault) };
+            let more = points.len() > most as usize;
+            Ok(pb::TimelineReply {
+                oldest_us: points.last().map_or(0, |point| point.time.micros()),
+                newest_us: newest.time.micros(),
+                points: points.iter().take(most as usize).map(project::point).collect(),
+                more,
+                ..Default::default()
+            })
+        }
+    }
+}
+
+fn target_of(core: &Core, machine: &str) -> Result<(MachineId, ServerId), Fault> {
+    let estate = core.estate();
+    let entry = estate.machine_named(machine).ok_or_else(|| no_machine(machine))?;
+    let protection = entry.row.protection.as_ref().ok_or_else(|| {
+        Fault::new(
+            FaultClass::NotReady,
+            "machine.unprotected",
+            format!("{} is not protected", shown(&entry.row.name)),
+        )
+        .affects("this question")
+        .spares("everything else")
+        .remedy(format!("protect it first: continuum protect {}", quoted(&entry.row.name)))
+    })?;
+    Ok((entry.row.id, protection.master_target))
+}
+
+async fn ask(core: &Arc<Core>, server: ServerId, act: Act) -> Result<Answer, Fault> {
+    if !core.estate().connected(server) {
+        let name = shown(&core.estate().server_name(server));
+        return Err(Fault::new(
+            FaultClass::NotConnected,
+            "server.away",
+            format!("master target {name} is not connected to the vault"),
+        )
+        .affects("this question")
+        .spares("its replicas and their recovery points")
+        .remedy("see `continuum get servers`; start it or mend the network"));
+    }
+    let command = pb::Command { id: format!("question/{}", core.world.stamp().micros()), act: Some(act) };
+    core.hands.command(server, command, QUESTION, Arc::new(|_, _| {})).await
+}
+
+fn unanswered() -> Fault {
+    Fault::new(
+        FaultClass::Failed,
+        "target.answer",
+        "the master target answered something else than was asked",
+    )
+    .affects("this question")
+    .spares("its replicas")
+    .remedy("see that vault and master target are of the same version")
+}
+
+/// The readiness report of an order.
+pub(crate) async fn report(
+    core: &Arc<Core>,
+    request: &pb::ReadinessRequest,
+) -> Result<pb::ReadinessReply, Fault> {
+    let name = if request.order.is_empty() { "test-failover" } else { &request.order };
+    let kind = JobKind::named(name)
+        .filter(|kind| !matches!(kind, JobKind::Acknowledge | JobKind::SetPolicy))
+        .ok_or_else(|| {
+            usage("order.unknown", &format!("there is no order {}", shown(name)), "see `continuum help`")
+        })?;
+    let mut checks = Vec::new();
+    let (row, forecast) = {
+        let estate = core.estate();
+        let entry = estate.machine_named(&request.machine).ok_or_else(|| no_machine(&request.machine))?;
+        state_checks(kind, entry, &estate, &mut checks);
+        server_checks(kind, entry, &estate, core.world.now(), &mut checks);
+        (entry.row.clone(), project::forecast_for(&estate, entry.row.id, kind.name(), None))
+    };
+    let point = if request.point.is_empty() { "latest" } else { &request.point };
+    let mut preview_reply = None;
+    if matches!(kind, JobKind::TestFailover | JobKind::Failover) && row.protection.is_some() {
+        match preview(core, &request.machine, point).await {
+            Ok(preview) => {
+                checks.push(preview_check(&preview));
+                preview_reply = Some(preview);
+            }
+            Err(fault) => checks.push(check("point", "failed", &fault.message, &fault.remedy)),
+        }
+    }
+    let ready = checks.iter().all(|check| check.state != "failed");
+    Ok(pb::ReadinessReply {
+        ready,
+        summary: summary(kind, &row.name, preview_reply.as_ref()),
+        checks,
+        preview: preview_reply,
+        forecast_seconds: forecast,
+        confirm: if must_be_typed(kind) { row.name.clone() } else { String::new() },
+        destroys: must_be_typed(kind),
+        command: command(kind, &row.name, point),
+        machine_version: row.version,
+    })
+}
+
+fn check(name: &str, state: &str, detail: &str, remedy: &str) -> pb::Check {
+    pb::Check { name: name.into(), state: state.into(), detail: detail.into(), remedy: remedy.into() }
+}
+
+fn state_checks(kind: JobKind, entry: &MachineEntry, estate: &Estate, checks: &mut Vec<pb::Check>) {
+    let state = entry.row.protection.as_ref().map_or("unprotected", |protection| protection.state.name());
+    checks.push(match plan::possible(kind, &entry.row) {
+        Ok(()) => check("state", "ok", state, ""),
+        Err(fault) => check("state", "failed", &fault.message, &fault.remedy),
+    });
+    let under_way = estate
+        .jobs_of(entry.row.id)
+        .find(|job| JobKind::named(&job.kind).is_some_and(|other| kind.conflicts(other)));
+    checks.push(match under_way {
+        Some(job) => check(
+            "jobs",
+            "failed",
+            &format!("{} is under way", job.kind),
+            &format!("continuum wait {}", job.id),
+        ),
+        None => check("jobs", "ok", "nothing is in the way", ""),
+    });
+}
+
+fn server_checks(
+    kind: JobKind,
+    entry: &MachineEntry,
+    estate: &Estate,
+    now: Timestamp,
+    checks: &mut Vec<pb::Check>,
+) {
+    let agent = estate.connected(agent_of(entry.row.id));
+    let needs_agent = matches!(kind, JobKind::Protect | JobKind::Verify | JobKind::Bookmark);
+    checks.push(match (kind, agent) {
+        (JobKind::Failover, true) => check(
+            "source",
+            "warning",
+            "the source still answers: what it writes from now on is not part of the machine at the recovery site",
+            "stop the machine at its source first, where you can",
+        ),
+        (JobKind::Failover, false) => check("source", "ok", "the source does not answer", ""),
+        (_, true) => check("agent", "ok", "connected", ""),
+        (_, false) if needs_agent => check("agent", "failed", "not connected", "start the agent on the machine"),
+        (_, false) => check("agent", "warning", "not connected: no newer changes arrive", ""),
+    });
+    if kind == JobKind::Protect {
+        checks.push(if entry.row.disks.is_empty() {
+            check(
+                "disks",
+                "failed",
+                "the machine has told of no disks",
+                "see that its agent serves at least one",
+            )
+        } else {
+            let bytes: u64 = entry.row.disks.iter().map(|disk| disk.size_bytes).sum();
+            check("disks", "ok", &format!("{} disk(s), {}", entry.row.disks.len(), Bytes(bytes)), "")
+        });
+        for role in ["process-server", "master-target"] {
+            let there =
+                estate.servers.values().any(|server| server.row.role == role && server.live.connected);
+            checks.push(if there {
+                check(role, "ok", "connected", "")
+            } else {
+                check(role, "failed", "none is connected", "start it, or enrol one")
+            });
+        }
+        return;
+    }
+    let Some(protection) = &entry.row.protection else { return };
+    let target = shown(&estate.server_name(protection.master_target));
+    checks.push(if estate.connected(protection.master_target) {
+        check("master-target", "ok", &format!("{target} is connected"), "")
+    } else {
+        check(
+            "master-target",
+            "failed",
+            &format!("{target} is not connected"),
+            "start it or mend the network",
+        )
+    });
+    if let Some((replica, _)) = &entry.live.replica {
+        if let Some(fault) = &replica.fault {
+            checks.push(check("replica", "warning", &shown(&fault.message), &shown(&fault.remedy)));
+        }
+        if let Some(newest) = replica.newest_point_us {
+            let age = now.since(Timestamp::from_micros(newest)).as_secs_f64();
+            let promised = estate
+                .policies
+                .get(&protection.policy)
+                .map_or(u64::MAX, |policy| policy.policy.rpo_threshold_seconds);
+            let state = if age > promised as f64 { "warning" } else { "ok" };
+            checks.push(check(
+                "rpo",
+                state,
+                &format!("the newest moment that can be brought up is {age:.1} s old"),
+                "",
+            ));
+        }
+    }
+}
+
+fn preview_check(preview: &pb::PreviewReply) -> pb::Check {
+    let at = preview.point.as_ref().map(|point| Timestamp::from_micros(point.time_us));
+    let words = at.map(|at| format!("the moment of {at}")).unwrap_or_default();
+    match &preview.gap {
+        Some(gap) => check("point", "warning", &note_of_gap(gap, "asked for"), ""),
+        None => check("point", "ok", &words, ""),
+    }
+}
+
+fn summary(kind: JobKind, name: &str, preview: Option<&pb::PreviewReply>) -> String {
+    let name = shown(name);
+    let moment = preview.and_then(|preview| preview.point.as_ref()).map_or_else(
+        || "the chosen moment".to_owned(),
+        |point| Timestamp::from_micros(point.time_us).to_string(),
+    );
+    let loss = preview.map_or_else(String::new, |preview| {
+        format!(
+            "; {} written in {:.1} s after it would be given up",
+            Bytes(preview.loss_bytes),
+            preview.loss_seconds
+        )
+    });
+    match kind {
+        JobKind::TestFailover => format!(
+            "{name} is brought up as of {moment} beside the running machine, isolated; replication goes on and nothing is lost"
+        ),
+        JobKind::Failover => {
+            format!(
+                "{name} is brought up at the recovery site as of {moment}, and its source is fenced{loss}"
+            )
+        }
+        JobKind::Commit => {
+            format!("{name} stays as it runs at the recovery site; all its other recovery points are deleted")
+        }
+        JobKind::Unprotect => format!(
+            "{name} is no longer protected; its replica and all its recovery points are deleted, and so is what runs on them, unless the replica is kept"
+        ),
+        JobKind::Protect => {
+            format!("all of {name} is copied once, then every change as it happens; the machine runs on")
+        }
+        JobKind::Cleanup => {
+            format!("the test failover of {name} is stopped and removed; nothing else changes")
+        }
+        JobKind::Verify => format!(
+            "source and replica of {name} are read and compared as of one moment; the machine runs on"
+        ),
+        JobKind::Bookmark => format!("a recovery point with a name is cut for {name}"),
+        JobKind::Pause => {
+            format!("changes of {name} are remembered and not sent; its RPO grows until you resume")
+        }
+        JobKind::Resume => format!("the changes of {name} since the pause are sent"),
+        JobKind::Pin => format!("retention leaves this recovery point of {name} alone"),
+        JobKind::RetryNow | JobKind::Acknowledge | JobKind::SetPolicy => format!("{} {name}", kind.name()),
+    }
+}
+
+/// The same order as a command line.
+fn command(kind: JobKind, name: &str, point: &str) -> String {
+    let name = quoted(name);
+    match kind {
+        JobKind::TestFailover => format!("continuum test-failover {name} --point {}", quoted(point)),
+        JobKind::Failover => {
+            format!("continuum failover {name} --unplanned --point {} --yes --confirm {name}", quoted(point))
+        }
+        JobKind::Commit | JobKind::Unprotect => {
+            format!("continuum {} {name} --yes --confirm {name}", kind.name())
+        }
+        _ => format!("continuum {} {name}", kind.name()),
+    }
+}

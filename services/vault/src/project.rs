@@ -1,0 +1,437 @@
+//! What is known, in the words of the operator API.
+//!
+//! Pure: rows and live values in, messages out. Names and foreign texts pass raw; whoever shows them
+//! escapes them.
+
+use crate::estate::{Estate, JobEntry, MachineEntry, ServerEntry, machine_of};
+use crate::jobs::plan::JobKind;
+use crate::store::inventory::{DiskRow, PointRow, PolicyRow, ProbeRow, ServedDisk, SiteRow};
+use crate::store::jobs::JobRow;
+use crate::store::news::{AlertRow, EventRow};
+use continuum_model::fault::Fault;
+use continuum_model::health::{Health, Symptom};
+use continuum_model::id::PolicyId;
+use continuum_model::point::PointKind;
+use continuum_model::policy::Policy;
+use continuum_model::protection::{FailoverKind, ProtectionState};
+use continuum_model::time::Timestamp;
+use continuum_model::units::Bytes;
+use continuum_proto::v1 as pb;
+
+pub(crate) fn site(row: &SiteRow) -> pb::Site {
+    pb::Site {
+        id: row.id.to_string(),
+        name: row.name.clone(),
+        fabric: row.fabric.clone(),
+        recovery: row.recovery,
+    }
+}
+
+pub(crate) fn policy(row: &PolicyRow, estate: &Estate) -> pb::Policy {
+    let machines = estate
+        .machines
+        .values()
+        .filter(|entry| entry.row.protection.as_ref().is_some_and(|protection| protection.policy == row.id))
+        .count();
+    pb::Policy { machines: machines as u32, ..policy_message(row.id, &row.name, &row.policy) }
+}
+
+pub(crate) fn policy_message(id: PolicyId, name: &str, policy: &Policy) -> pb::Policy {
+    pb::Policy {
+        id: id.to_string(),
+        name: name.to_owned(),
+        retention_seconds: policy.retention_seconds,
+        history_bytes_max: policy.history_bytes_max.map(|bytes| bytes.0),
+        crash_point_seconds: policy.crash_point_seconds,
+        app_point_seconds: policy.app_point_seconds,
+        rpo_threshold_seconds: policy.rpo_threshold_seconds,
+        staging_bytes_max: policy.staging_bytes_max.0,
+        compression: policy.compression,
+        machines: 0,
+    }
+}
+
+pub(crate) fn policy_from(message: &pb::Policy) -> Policy {
+    Policy {
+        retention_seconds: message.retention_seconds,
+        history_bytes_max: message.history_bytes_max.map(Bytes),
+        crash_point_seconds: message.crash_point_seconds,
+        app_point_seconds: message.app_point_seconds,
+        rpo_threshold_seconds: message.rpo_threshold_seconds,
+        staging_bytes_max: Bytes(message.staging_bytes_max),
+        compression: message.compression,
+    }
+}
+
+pub(crate) fn server(entry: &ServerEntry, estate: &Estate) -> pb::Server {
+    let (row, live) = (&entry.row, &entry.live);
+    let agent = row.role == "agent";
+    let agent_report = agent.then(|| estate.machines.get(&machine_of(row.id))).flatten();
+    let staged = agent_report.and_then(|machine| machine.live.agent.as_ref()).map(|(report, _)| report);
+    let worst = live.symptoms.iter().map(|symptom| symptom.severity).max().unwrap_or(Health::Healthy);
+    pb::Server {
+        id: row.id.to_string(),
+        name: row.name.clone(),
+        role: row.role.clone(),
+        site: estate.site_name(row.site),
+        version: row.version.clone(),
+        connected: live.connected,
+        last_seen_us: live.last_seen.or(row.last_seen).map_or(0, Timestamp::micros),
+        address: row.address.clone(),
+        certificate_expires_us: row.certificate_expires.micros(),
+        cpu_percent: live.load.as_ref().map(|load| load.cpu_percent),
+        memory_bytes: live.load.as_ref().map(|load| load.memory_bytes),
+        buffer_bytes: live.spool.map(|(used, _)| used).or(staged.map(|report| report.staged_bytes)),
+        buffer_bytes_max: live
+            .spool
+            .map(|(_, max)| max)
+            .or(staged.map(|report| report.staged_bytes_max))
+            .filter(|max| *max > 0),
+        free_bytes: live.load.as_ref().map(|load| load.free_bytes),
+        bytes_per_sec: live
+            .bytes_per_sec
+            .or_else(|| agent_report.and_then(|machine| machine.live.churn.bytes_per_sec())),
+        health: worst.name().to_owned(),
+        symptoms: live.symptoms.iter().map(symptom).collect(),
+        machines: if agent { u32::from(agent_report.is_some()) } else { estate.carried_by(row.id) as u32 },
+        machine: agent_report.map(|machine| machine.row.name.clone()).unwrap_or_default(),
+    }
+}
+
+pub(crate) fn symptom(symptom: &Symptom) -> pb::Symptom {
+    pb::Symptom {
+        code: symptom.code.clone(),
+        severity: symptom.severity.name().to_owned(),
+        text: symptom.text.clone(),
+        remedy: symptom.remedy.clone(),
+    }
+}
+
+pub(crate) fn machine(entry: &MachineEntry, estate: &Estate, now: Timestamp) -> pb::Machine {
+    let (row, live) = (&entry.row, &entry.live);
+    let mut message = pb::Machine {
+        id: row.id.to_string(),
+        version: row.version,
+        name: row.name.clone(),
+        site: estate.site_name(row.site),
+        fabric: row.fabric.clone(),
+        guest: row.guest.clone(),
+        state: "unprotected".into(),
+        health: live.health.name().to_owned(),
+        symptoms: live.symptoms.iter().map(symptom).collect(),
+        disks: disks(entry),
+        epoch: row.epoch,
+        test_state: "none".into(),
+        last_drill_us: row.last_drill.map(Timestamp::micros),
+        last_drill_passed: row.last_drill_passed,
+        orders: crate::jobs::plan::orders(entry, estate).iter().map(|name| (*name).to_owned()).collect(),
+        churn_bytes_per_sec: live.churn.bytes_per_sec(),
+        churn_recent: live.churn.recent.values(),
+        ..Default::default()
+    };
+    if let Some((agent, _)) = &live.agent {
+        message.mode = agent.mode.clone();
+        message.mode_reason = agent.mode_reason.clone();
+        message.dirty_bytes = Some(agent.dirty_bytes);
+        message.in_flight_bytes = Some(agent.in_flight_bytes);
+        message.staged_bytes = Some(agent.staged_bytes);
+        message.staged_bytes_max = Some(agent.staged_bytes_max);
+        message.sent_bytes_total = Some(agent.sent_bytes_total);
+    }
+    let Some(protection) = &row.protection else { return message };
+    message.protected = true;
+    message.state = protection.state.name().to_owned();
+    message.state_reason = reason(&protection.state);
+    message.paused = protection.state.is_paused();
+    message.direction = "forward".into();
+    message.target_site = estate.site_name(protection.target_site);
+    message.process_server = estate.server_name(protection.process_server);
+    message.master_target = estate.server_name(protection.master_target);
+    if let Some((agent, _)) = &live.agent
+        && agent.initial_bytes_total > 0
+    {
+        message.initial_bytes_done = Some(agent.initial_bytes_done);
+        message.initial_bytes_total = Some(agent.initial_bytes_total);
+    }
+    if let Some(policy) = estate.policies.get(&protection.policy) {
+        message.policy = policy.name.clone();
+        message.history_promised_seconds = Some(policy.policy.retention_seconds as f64);
+        message.rpo_threshold_seconds = i64::try_from(policy.policy.rpo_threshold_seconds).ok();
+    }
+    if let Some((replica, _)) = &live.replica {
+        message.newest_received_us = replica.newest_received_us;
+        message.newest_point_us = replica.newest_point_us;
+        message.newest_app_point_us = replica.newest_app_point_us;
+        message.oldest_point_us = replica.oldest_point_us;
+        message.history_bytes = Some(replica.history_bytes);
+        message.points = replica.points;
+        if let (Some(oldest), Some(newest)) = (replica.oldest_point_us, replica.newest_point_us) {
+            message.history_seconds = Some(newest.saturating_sub(oldest).max(0) as f64 / 1e6);
+        }
+    }
+    if has_rpo(&protection.state) {
+        message.rpo_seconds = rpo(entry, now);
+        message.rpo_p50_seconds = live.rpo.quantile(0.5);
+        message.rpo_p99_seconds = live.rpo.quantile(0.99);
+        message.rpo_max_seconds = live.rpo.max();
+        message.rpo_recent = live.rpo_recent.values();
+    }
+    message.test_state = protection.test.name().to_owned();
+    message.test = protection.test_run.as_ref().map(|run| pb::TestFailover {
+        job: run.job.to_string(),
+        started_us: run.at.micros(),
+        point: run.point.as_ref().map(point),
+        disks: run.disks.iter().map(served_disk).collect(),
+        probes: run.probes.iter().map(probe).collect(),
+    });
+    message.failed_over = protection.failed_over.as_ref().map(|run| pb::FailedOver {
+        job: run.job.to_string(),
+        kind: match run.kind {
+            Some(FailoverKind::Planned) => "planned".into(),
+            _ => "unplanned".into(),
+        },
+        at_us: run.at.micros(),
+        point: run.point.as_ref().map(point),
+        disks: run.disks.iter().map(served_disk).collect(),
+        probes: run.probes.iter().map(probe).collect(),
+    });
+    message
+}
+
+/// Whether a state promises an RPO.
+pub(crate) const fn has_rpo(state: &ProtectionState) -> bool {
+    matches!(state, ProtectionState::Protected { .. } | ProtectionState::Resync { .. })
+}
+
+/// The age of the newest moment that can be brought up; `None`: there is none, or it is not known.
+pub(crate) fn rpo(entry: &MachineEntry, now: Timestamp) -> Option<f64> {
+    let (replica, _) = entry.live.replica.as_ref()?;
+    let newest = Timestamp::from_micros(replica.newest_point_us?);
+    Some(now.since(newest).as_secs_f64())
+}
+
+fn reason(state: &ProtectionState) -> String {
+    match state {
+        ProtectionState::EnablingFailed { reason }
+        | ProtectionState::InitialReplicationFailed { reason }
+        | ProtectionState::Resync { reason } => reason.clone(),
+        ProtectionState::Enabling
+        | ProtectionState::InitialReplication { .. }
+        | ProtectionState::Protected { .. }
+        | ProtectionState::FailingOver { .. }
+        | ProtectionState::CommitPending { .. }
+        | ProtectionState::Committed
+        | ProtectionState::Disabling => String::new(),
+    }
+}
+
+/// The machine's disks, with the endpoints that its agent serves now.
+pub(crate) fn disks(entry: &MachineEntry) -> Vec<pb::Disk> {
+    entry
+        .row
+        .disks
+        .iter()
+        .map(|disk| {
+            let served = entry.live.agent.as_ref().and_then(|(report, _)| {
+                report.disks.iter().find(|served| served.index == u32::from(disk.index))
+            });
+            pb::Disk {
+                endpoint: served.map(|served| served.endpoint.clone()).unwrap_or_default(),
+                ..disk_message(disk)
+            }
+        })
+        .collect()
+}
+
+pub(crate) fn disk_message(disk: &DiskRow) -> pb::Disk {
+    pb::Disk {
+        id: disk.id.to_string(),
+        index: u32::from(disk.index),
+        name: disk.name.clone(),
+        size_bytes: disk.size_bytes,
+        endpoint: String::new(),
+    }
+}
+
+pub(crate) fn served_disk(disk: &ServedDisk) -> pb::Disk {
+    pb::Disk {
+        id: disk.id.clone(),
+        index: disk.index,
+        name: disk.name.clone(),
+        size_bytes: disk.size_bytes,
+        endpoint: disk.endpoint.clone(),
+    }
+}
+
+pub(crate) fn served_from(disk: &pb::Disk) -> ServedDisk {
+    ServedDisk {
+        id: disk.id.clone(),
+        index: disk.index,
+        name: disk.name.clone(),
+        size_bytes: disk.size_bytes,
+        endpoint: disk.endpoint.clone(),
+    }
+}
+
+pub(crate) fn probe(probe: &ProbeRow) -> pb::Probe {
+    pb::Probe { name: probe.name.clone(), passed: probe.passed, detail: probe.detail.clone() }
+}
+
+pub(crate) fn point(point: &PointRow) -> pb::Point {
+    pb::Point {
+        id: point.id.map(|id| id.to_string()).unwrap_or_default(),
+        time_us: point.time.micros(),
+        kind: point.kind.name().to_owned(),
+        name: point.name.clone(),
+        pinned: point.pinned,
+        proofs: Some(pb::Proofs {
+            booted: point.booted,
+            probed: point.probed,
+            digest_equal: point.digest_equal,
+        }),
+        position: point.position,
+    }
+}
+
+/// A point as a server told it. An odd kind or id is what it is at least: a moment.
+pub(crate) fn point_from(point: &pb::Point) -> PointRow {
+    let proofs = point.proofs.unwrap_or_default();
+    PointRow {
+        id: point.id.parse().ok(),
+        time: Timestamp::from_micros(point.time_us),
+        position: point.position,
+        kind: PointKind::named(&point.kind).unwrap_or(PointKind::Crash),
+        name: point.name.clone(),
+        pinned: point.pinned,
+        booted: proofs.booted,
+        probed: proofs.probed,
+        digest_equal: proofs.digest_equal,
+    }
+}
+
+pub(crate) fn fault(fault: &Fault) -> pb::Fault {
+    continuum_wire::grpc::fault_to_proto(fault)
+}
+
+pub(crate) fn job(entry: &JobEntry, estate: &Estate) -> pb::Job {
+    let row = &entry.row;
+    let kind = JobKind::named(&row.kind);
+    let facts = &row.facts;
+    let brings_up = matches!(kind, Some(JobKind::TestFailover | JobKind::Failover));
+    let outcome = pb::MachineOutcome {
+        name: row.machine_name.clone(),
+        point: facts.point.as_ref().map(point),
+        rto_seconds: facts.rto_seconds,
+        loss_seconds: facts.loss_seconds,
+        loss_bytes: facts.loss_bytes,
+        disks: facts.disks.iter().map(served_disk).collect(),
+        probes: facts.probes.iter().map(probe).collect(),
+        note: facts.note.clone(),
+    };
+    let told = brings_up || facts.point.is_some() || !facts.note.is_empty();
+    let under_way = row.steps.iter().position(|step| step.state == continuum_model::job::StepState::Running);
+    pb::Job {
+        id: row.id.to_string(),
+        kind: row.kind.clone(),
+        machine: row.machine_name.clone(),
+        machine_id: row.machine.map(|id| id.to_string()).unwrap_or_default(),
+        state: row.state.name().to_owned(),
+        created_us: row.created.micros(),
+        started_us: row.started.map(Timestamp::micros),
+        ended_us: row.ended.map(Timestamp::micros),
+        steps: row
+            .steps
+            .iter()
+            .enumerate()
+            .map(|(place, step)| {
+                let progress = entry.progress.as_ref().filter(|_| under_way == Some(place));
+                pb::Step {
+                    name: step.name.clone(),
+                    state: step.state.name().to_owned(),
+                    started_us: step.started.map(Timestamp::micros),
+                    ended_us: step.ended.map(Timestamp::micros),
+                    detail: progress.map_or_else(|| step.detail.clone(), |progress| progress.detail.clone()),
+                    progress: progress.and_then(|progress| progress.fraction),
+                }
+            })
+            .collect(),
+        by: row.by.clone(),
+        detail: row.detail.clone(),
+        fault: row.fault.as_ref().map(fault),
+        machines: if told { vec![outcome] } else { Vec::new() },
+        may_cancel: row.state.may_cancel() && !row.cancel && kind.is_some_and(JobKind::may_cancel),
+        may_retry: row.state.may_retry() && kind.is_some_and(JobKind::may_retry),
+        rto_objective_seconds: None,
+        forecast_seconds: forecast(row, estate),
+        waiting_for: entry
+            .progress
+            .as_ref()
+            .filter(|progress| progress.waiting)
+            .map(|progress| progress.detail.clone())
+            .unwrap_or_default(),
+        verified: facts
+            .verified
+            .iter()
+            .map(|disk| pb::VerifyDisk {
+                name: disk.name.clone(),
+                source_digest: disk.source.clone(),
+                replica_digest: disk.replica.clone(),
+                equal: disk.equal,
+            })
+            .collect(),
+    }
+}
+
+fn forecast(row: &JobRow, estate: &Estate) -> Option<f64> {
+    forecast_for(estate, row.machine?, &row.kind, Some(row.id))
+}
+
+/// How long the last five of a kind took on a machine, on average; `None`: there was none.
+pub(crate) fn forecast_for(
+    estate: &Estate,
+    machine: continuum_model::id::MachineId,
+    kind: &str,
+    but: Option<continuum_model::id::JobId>,
+) -> Option<f64> {
+    use continuum_model::job::JobState;
+    let spans: Vec<f64> = estate
+        .jobs
+        .values()
+        .rev()
+        .map(|entry| &entry.row)
+        .filter(|job| job.machine == Some(machine) && job.kind == kind && Some(job.id) != but)
+        .filter(|job| matches!(job.state, JobState::Succeeded | JobState::Warnings))
+        .filter_map(|job| Some(job.ended?.since(job.created).as_secs_f64()))
+        .take(5)
+        .collect();
+    (!spans.is_empty()).then(|| spans.iter().sum::<f64>() / spans.len() as f64)
+}
+
+pub(crate) fn alert(row: &AlertRow) -> pb::Alert {
+    pb::Alert {
+        id: row.id.to_string(),
+        severity: row.severity.clone(),
+        code: row.code.clone(),
+        object_kind: row.object_kind.clone(),
+        object: row.object.clone(),
+        object_id: row.object_id.clone(),
+        opened_us: row.opened.micros(),
+        cleared_us: row.cleared.map(Timestamp::micros),
+        text: row.text.clone(),
+        cause: row.cause.clone(),
+        remedy: row.remedy.clone(),
+        acknowledged: row.acknowledged,
+    }
+}
+
+pub(crate) fn event(row: &EventRow) -> pb::Event {
+    pb::Event {
+        id: row.id,
+        time_us: row.time.micros(),
+        kind: row.kind.clone(),
+        object: row.object.clone(),
+        object_id: row.object_id.clone(),
+        text: row.text.clone(),
+        by: row.by.clone(),
+    }
+}
