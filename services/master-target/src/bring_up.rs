@@ -254,8 +254,7 @@ impl BringUp {
     /// Closes every view of a machine, for a replica that is removed: those that are served, and those that
     /// are only on record because they could not be served again.
     pub fn close_all(&self, machine: MachineId) -> Result<(), Fault> {
-        let unreadable =
-            |error: io::Error| fault("view.record", format!("{}: {error}", self.dir.display()));
+        let unreadable = |error: io::Error| fault("view.record", format!("{}: {error}", self.dir.display()));
         let mut views: Vec<ViewId> = self.served().keys().copied().collect();
         for entry in std::fs::read_dir(&self.dir).map_err(unreadable)? {
             let path = entry.map_err(unreadable)?.path();

@@ -43,6 +43,15 @@ pub(crate) struct About {
     pub(crate) started: Timestamp,
 }
 
+/// Whom the vault speaks with.
+pub(crate) struct Peering {
+    pub(crate) sessions: Arc<Sessions>,
+    /// Who carries out commands: the sessions, or a simulation.
+    pub(crate) hands: Arc<dyn Hands>,
+    /// Who is let in besides having a certificate.
+    pub(crate) gate: Peers,
+}
+
 /// The vault's centre.
 pub(crate) struct Core {
     pub(crate) about: About,
@@ -72,11 +81,10 @@ impl Core {
         thresholds: Thresholds,
         store: Store,
         world: World,
-        sessions: Arc<Sessions>,
-        hands: Arc<dyn Hands>,
-        gate: Peers,
+        peering: Peering,
         stop: CancellationToken,
     ) -> Result<Arc<Self>, StoreError> {
+        let Peering { sessions, hands, gate } = peering;
         let core = Arc::new(Self {
             about,
             thresholds,

@@ -10,7 +10,7 @@ use crate::config::{SiteSpec, VaultConfig};
 use crate::coordination::enrolment::Registrar;
 use crate::coordination::service as coordination;
 use crate::coordination::sessions::{Hands, Sessions};
-use crate::core::{About, Core};
+use crate::core::{About, Core, Peering};
 use crate::grants;
 use crate::jobs::engine;
 use crate::operator::service as operator;
@@ -121,7 +121,8 @@ impl Vault {
         let gate = credentials.peers().clone();
         let thresholds = config.thresholds.clone();
         let core =
-            Core::load(about, thresholds, store, world, sessions, hands, gate, own_stop.clone()).await?;
+            Core::load(about, thresholds, store, world, Peering { sessions, hands, gate }, own_stop.clone())
+                .await?;
         core.heed_grants().await?;
         own_row(&core, &credentials, &addresses, known.site).await?;
         let registrar = Arc::new(Registrar {

@@ -126,6 +126,7 @@ impl HandshakeError {
                 }
                 Cert::UnknownIssuer => Self::Foreign,
                 Cert::BadSignature => Self::Forged,
+                Cert::Revoked => Self::Barred { who: "the peer".into(), why: Barred::Revoked },
                 Cert::InvalidPurpose | Cert::InvalidPurposeContext { .. } => Self::Purpose,
                 Cert::UnsupportedSignatureAlgorithmContext { .. }
                 | Cert::UnsupportedSignatureAlgorithmForPublicKeyContext { .. } => Self::Weak,
@@ -247,7 +248,7 @@ fn words(alert: Alert) -> String {
         Alert::UnknownCA => "it is of another authority",
         Alert::CertificateRequired | Alert::NoCertificate => "there is none",
         Alert::UnsupportedCertificate => "it is not for this use",
-        Alert::CertificateRevoked => "it was revoked",
+        Alert::CertificateRevoked => "it was revoked, and must be enrolled again with a new token",
         other => return format!("{other:?}"),
     };
     words.to_owned()

@@ -64,6 +64,13 @@ struct Gate {
     next: u64,
 }
 
+impl Gate {
+    fn denies(&self, presented: &Presented) -> bool {
+        self.denied.get(&presented.identity).is_some_and(|until| presented.issued <= *until)
+            || self.serials.contains(&presented.serial)
+    }
+}
+
 #[derive(Debug)]
 struct Open {
     number: u64,
@@ -113,11 +120,15 @@ impl Peers {
         self.gate().open.get(identity).map_or(0, Vec::len)
     }
 
+    /// Whether a certificate was revoked.
+    pub fn denies(&self, presented: &Presented) -> bool {
+        self.gate().denies(presented)
+    }
+
     /// Lets a connection in. It counts until the pass is dropped.
     pub fn admit(&self, presented: &Presented) -> Result<Pass, Barred> {
         let mut gate = self.gate();
-        let denied = gate.denied.get(&presented.identity).is_some_and(|until| presented.issued <= *until);
-        if denied || gate.serials.contains(&presented.serial) {
+        if gate.denies(presented) {
             return Err(Barred::Revoked);
         }
         let number = gate.next;

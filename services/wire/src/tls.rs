@@ -19,9 +19,13 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::client::{ResolvesClientCert, Resumption};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme, version};
+use rustls::{
+    ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme,
+    version,
+};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -132,7 +136,7 @@ impl Credentials {
             .build()
             .map_err(|error| PkiError::Invalid { what: "ca.pem".into(), reason: error.to_string() })?;
         let config = ServerConfig::builder_with_protocol_versions(&[&version::TLS13])
-            .with_client_cert_verifier(verifier)
+            .with_client_cert_verifier(Arc::new(Gated { verifier, peers: self.peers.clone() }))
             .with_cert_resolver(Arc::new(self.clone()));
         Ok(self.accepting(config, &[ALPN_GRPC, ALPN_CHANNEL]))
     }
@@ -318,6 +322,54 @@ impl ResolvesClientCert for Credentials {
     }
     fn has_certs(&self) -> bool {
         true
+    }
+}
+
+/// The standard verification, and then the deny-list: within the handshake, so that somebody who is turned
+/// away learns why.
+#[derive(Debug)]
+struct Gated {
+    verifier: Arc<dyn ClientCertVerifier>,
+    peers: Peers,
+}
+impl ClientCertVerifier for Gated {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.verifier.root_hint_subjects()
+    }
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        let verified = self.verifier.verify_client_cert(end_entity, intermediates, now)?;
+        match Presented::of_certificate(end_entity) {
+            Ok(presented) if self.peers.denies(&presented) => {
+                tracing::info!("{} dials with a certificate that was revoked", presented.identity);
+                Err(rustls::CertificateError::Revoked.into())
+            }
+            // A certificate that names nobody is refused with its own reason after the handshake.
+            _ => Ok(verified),
+        }
+    }
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.verifier.verify_tls12_signature(message, certificate, signature)
+    }
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.verifier.verify_tls13_signature(message, certificate, signature)
+    }
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.verifier.supported_verify_schemes()
     }
 }
 

@@ -34,6 +34,7 @@ fn a_linux_guest_boots_from_a_replica_at_a_chosen_moment() {
     lab.wait_healthy(1, Duration::from_secs(90));
     lab.wait_for("the guest writes", Duration::from_secs(90), |lab| at(lab).0 > 20);
     let (early, moment) = at(&lab);
+    lab.wait_for("the moment has passed", Duration::from_secs(90), |lab| at(lab).0 > early + 3);
     // Its block server dies under it: the guest waits and goes on.
     lab.kill("agent", "linux-01");
     lab.wait_for("the guest writes on", Duration::from_secs(90), |lab| at(lab).0 > early + 20);

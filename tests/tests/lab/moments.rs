@@ -111,7 +111,13 @@ fn any_moment_is_a_state_the_source_was_in_though_every_process_is_killed() {
         if n % 5 == 0 {
             // The machine that proves itself, at the same moment.
             let drill = lab.json(&["test-failover", "app-01", "--point", &text]);
-            assert_eq!(drill["outcome"], "succeeded", "{drill}");
+            // Where the moment lies in what a crash left as a whole, the newest one before it is taken, with
+            // a warning.
+            let machine = &drill["machines"][0];
+            let in_gap = machine["note"].as_str().is_some_and(|note| note.contains("lies in a gap"));
+            assert_eq!(drill["outcome"], if in_gap { "warnings" } else { "succeeded" }, "{drill}");
+            let probes = machine["probes"].as_array().expect("probes");
+            assert!(probes.len() == 3 && probes.iter().all(|probe| probe["passed"] == true), "{drill}");
             assert_eq!(lab.run(&["cleanup", "app-01"]).code, 0);
         }
     }

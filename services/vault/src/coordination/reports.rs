@@ -377,16 +377,16 @@ const KEYS_KEPT: std::time::Duration = std::time::Duration::from_secs(7 * 24 * 3
 
 /// Forgets points older than what can be brought up, and stores when servers were last seen.
 pub(crate) async fn tidy(core: &Arc<Core>) -> Result<(), StoreError> {
-    let (oldest, servers): (Vec<(MachineId, Timestamp)>, Vec<(ServerId, Option<Timestamp>)>) = {
+    let (mut oldest, mut servers) = (Vec::new(), Vec::new());
+    {
         let estate = core.estate();
-        let oldest = estate.machines.values().filter_map(|entry| {
+        oldest.extend(estate.machines.values().filter_map(|entry| {
             let oldest = entry.live.replica.as_ref()?.0.oldest_point_us?;
             Some((entry.row.id, Timestamp::from_micros(oldest)))
-        });
+        }));
         let there = estate.servers.values().filter(|entry| entry.live.connected);
-        let servers = there.map(|entry| (entry.row.id, entry.live.last_seen));
-        (oldest.collect(), servers.collect())
-    };
+        servers.extend(there.map(|entry| (entry.row.id, entry.live.last_seen)));
+    }
     let mut tx = core.store.begin().await?;
     for (machine, oldest) in oldest {
         tx.forget_points(machine, Some(oldest)).await?;

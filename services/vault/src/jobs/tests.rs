@@ -10,7 +10,7 @@ use crate::access::{Operator, OperatorRole};
 use crate::config::Thresholds;
 use crate::coordination::reports;
 use crate::coordination::sessions::{Hands, OnProgress, Sessions};
-use crate::core::{About, Core};
+use crate::core::{About, Core, Peering};
 use crate::estate::{agent_of, machine_of};
 use crate::operator::orders;
 use crate::store::inventory::{DiskRow, MachineRow, PolicyRow, ServerRow, SiteRow};
@@ -207,10 +207,8 @@ async fn process(dir: &Path, servers: &Arc<Servers>, life: &Arc<Process>) -> Arc
     let sessions = Arc::new(Sessions::new(Duration::from_secs(5)));
     let stop = CancellationToken::new();
     let hands = Arc::new(SimulatedHands { servers: servers.clone(), process: life.clone() });
-    let core =
-        Core::load(about, Thresholds::default(), store, world, sessions, hands, Peers::default(), stop)
-            .await
-            .unwrap();
+    let peering = Peering { sessions, hands, gate: Peers::default() };
+    let core = Core::load(about, Thresholds::default(), store, world, peering, stop).await.unwrap();
     let (.., process_server, master_target, machine) = ids();
     for server in [process_server, master_target, agent_of(machine)] {
         if let Some(entry) = core.estate().servers.get_mut(&server) {
