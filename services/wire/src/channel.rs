@@ -35,7 +35,7 @@ use std::future::Future;
 use std::io;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader, BufWriter, ReadHalf, WriteHalf};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, BufWriter, ReadHalf, WriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
@@ -47,6 +47,8 @@ const VERSION: u16 = 1;
 const SMALL_MAX: usize = 16 << 10;
 const STREAMS_MAX: usize = 1024;
 const BUFFER: usize = 256 << 10;
+/// How long a peer that was sent away may still send before the connection is cut.
+const LINGER: Duration = Duration::from_secs(1);
 /// A side that sent nothing for this long says that it is alive.
 const ALIVE_EVERY: Duration = Duration::from_secs(5);
 /// A side that waits and hears nothing for this long gives up.
@@ -104,6 +106,9 @@ pub enum Message {
 /// is closed when both halves are gone, or by [`Sender::close`].
 pub struct Sender {
     out: Arc<Mutex<Out>>,
+    /// Only for the end of a stream: what the peer still sends must be read, or the connection is reset and
+    /// the reason is lost on its way.
+    input: Arc<Mutex<Input>>,
     _alive: AbortOnDropHandle<()>,
 }
 
@@ -114,9 +119,11 @@ struct Out {
     torn: bool,
 }
 
+type Input = BufReader<ReadHalf<TlsStream<TcpStream>>>;
+
 /// The way in of a stream.
 pub struct Receiver {
-    input: BufReader<ReadHalf<TlsStream<TcpStream>>>,
+    input: Arc<Mutex<Input>>,
     credentials: Option<Credentials>,
 }
 
@@ -297,7 +304,17 @@ impl Sender {
         };
         if !matches!(tokio::time::timeout(Duration::from_secs(2), said).await, Ok(Ok(()))) {
             tracing::debug!(code = fault.code, "a refusal did not reach its peer");
+            return;
         }
+        // Until it has read the reason and closes.
+        let heard_out = async {
+            let mut input = self.input.lock().await;
+            while input.fill_buf().await.is_ok_and(|bytes| !bytes.is_empty()) {
+                let length = input.buffer().len();
+                input.consume(length);
+            }
+        };
+        let _ = tokio::time::timeout(LINGER, heard_out).await;
     }
 
     /// Ends our direction in good order: the other side reads what was sent, and then the end.
@@ -383,9 +400,10 @@ impl Receiver {
 
     /// The next message of a known type and permitted length, signs of life left out.
     async fn raw(&mut self) -> Result<(u8, Bytes), Fault> {
+        let mut input = self.input.lock().await;
         loop {
             let mut head = [0; 5];
-            match heard(self.input.read_exact(&mut head)).await {
+            match heard(input.read_exact(&mut head)).await {
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
                     return Err(Fault::new(
@@ -414,7 +432,7 @@ impl Receiver {
             }
             // Grows as data arrives: a peer that only claims a length costs no memory.
             let mut body = BytesMut::with_capacity(length.min(64 << 10));
-            let mut rest = (&mut self.input).take(length as u64);
+            let mut rest = (&mut *input).take(length as u64);
             while body.len() < length {
                 match heard(rest.read_buf(&mut body)).await {
                     Ok(0) => return Err(lost(&io::Error::other("it ended inside a message"))),
@@ -455,8 +473,8 @@ fn split(stream: TlsStream<TcpStream>) -> (Sender, Receiver) {
     let out = Out { stream: BufWriter::with_capacity(BUFFER, out), last: Instant::now(), torn: false };
     let out = Arc::new(Mutex::new(out));
     let alive = AbortOnDropHandle::new(tokio::spawn(stay_alive(Arc::downgrade(&out))));
-    let input = BufReader::with_capacity(BUFFER, input);
-    (Sender { out, _alive: alive }, Receiver { input, credentials: None })
+    let input = Arc::new(Mutex::new(BufReader::with_capacity(BUFFER, input)));
+    (Sender { out, input: input.clone(), _alive: alive }, Receiver { input, credentials: None })
 }
 
 fn lost(error: &io::Error) -> Fault {

@@ -1,9 +1,9 @@
 //! The workload and the prover: whether the image of a disk is a state in which the source was.
 //!
-//! - [`stamp`]: what every 512-byte block says of itself
+//! - [`mod@stamp`]: what every 512-byte block says of itself
 //! - [`history`]: what was written when and with what outcome, in a log on another medium than the disks
 //! - [`workload`]: writers of our own; `tests/writers/libnbd_writer.py` is one that shares no code with them
-//! - [`prove`]: the proof
+//! - [`mod@prove`]: the proof
 //!
 //! Knows nothing of Continuum but an NBD client; `cargo run -p continuum-tests --bin oracle` points it at any
 //! NBD server.

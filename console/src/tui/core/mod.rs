@@ -3,7 +3,7 @@
 //! - [`state`]: everything that is known, in one place
 //! - [`reduce`]: what a message makes of it; [`orders`]: how orders begin and what comes of them
 //! - [`estate`], [`rows`], [`table`]: what the vault told, and as which rows it is shown
-//! - [`timeline`], [`dialog`], [`palette`], [`line`]: the parts with a life of their own
+//! - [`timeline`], [`dialog`], [`palette`], [`mod@line`]: the parts with a life of their own
 //! - [`layout`]: who gets how many lines; [`text`], [`tone`]: words, roles and marks; [`export`]
 //!
 //! Pure: no terminal, no network, no clock. Time comes in with the messages. Whatever is to be done outside
