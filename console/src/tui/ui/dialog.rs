@@ -115,7 +115,7 @@ fn buttons(open: &Dialog, canvas: &mut Canvas<'_>, inner: Rect, y: u16, danger: 
             );
             x = canvas.put(x + 2, y, 10, " Cancel ", at(Focus::Cancel, Role::Text));
             let hint = match (stage, &open.form) {
-                (Stage::Type, _) => "Tab to the button; Enter on Cancel, or Esc, orders nothing",
+                (Stage::Type, _) => "Tab to the button; Esc orders nothing",
                 (_, Form::Name(_)) => "Enter orders, Esc cancels",
                 _ => "y orders, n or Esc cancels",
             };

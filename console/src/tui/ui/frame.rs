@@ -112,7 +112,9 @@ pub fn banner(state: &State, canvas: &mut Canvas<'_>) {
     let first = format!(" CONNECTION LOST  {}", fault.message);
     let next = format!(" {next}, attempt {failures}; ctrl+r tries at once ");
     let wide = u16::try_from(text::width(&next)).unwrap_or(0);
-    canvas.put(0, 2, width, &first, Role::ReadOnly);
+    // What happens next stands beside what happened, or in its line where there is no room below.
+    let above = wide + 72 > width && wide + 30 <= width;
+    canvas.put(0, 2, if above { width - wide } else { width }, &first, Role::ReadOnly);
     let as_of =
         state.heard.map_or_else(|| text::UNKNOWN.into(), |at| text::moment(at.saturating_add(state.skew)));
     canvas.put(
@@ -124,8 +126,7 @@ pub fn banner(state: &State, canvas: &mut Canvas<'_>) {
     );
     if wide + 72 <= width {
         canvas.put(width - wide, 3, wide, &next, Role::ReadOnly);
-    } else if wide + 30 <= width {
-        canvas.fill(Rect::new(width - wide, 2, wide, 1), Role::ReadOnly);
+    } else if above {
         canvas.put(width - wide, 2, wide, &next, Role::ReadOnly);
     }
 }

@@ -226,31 +226,48 @@ fn disks_in_words(machine: &pb::Machine) -> String {
     format!("{}, {}", text::count(machine.disks.len(), "disk"), text::bytes(total))
 }
 
+/// Those of the machine, of its drill, and at the recovery site.
+fn all_disks(machine: &pb::Machine) -> impl Iterator<Item = &pb::Disk> {
+    let test = machine.test.iter().flat_map(|test| &test.disks);
+    let there = machine.failed_over.iter().flat_map(|there| &there.disks);
+    machine.disks.iter().chain(test).chain(there)
+}
+
 /// Its disks, and where they are served.
 pub fn disks(state: &State, machine: &pb::Machine, canvas: &mut Canvas<'_>, area: Rect) {
     let inner = Rect { x: area.x + 1, width: area.width.saturating_sub(2), ..area };
-    let mut lines: Vec<Line> =
-        vec![vec![span(format!("{:<4}{:<16}{:>12}  {}", "#", "DISK", "SIZE", "SERVED AT"), Role::Title)]];
+    // Where an address does not fit beside its disk it stands below it, whole: it is there to be copied.
+    let room = usize::from(inner.width).saturating_sub(34);
+    let longest = all_disks(machine).map(|disk| text::width(&disk.endpoint)).max().unwrap_or(0);
+    let below = longest > room;
+    let served = if below { "" } else { "SERVED AT" };
+    let heading = format!("{:<4}{:<16}{:>12}  {served}", "#", "DISK", "SIZE");
+    let mut lines: Vec<Line> = vec![vec![span(heading, Role::Title)]];
     if machine.disks.is_empty() {
         lines.push(vec![span("No disk of this machine is known yet.", Role::Muted)]);
     }
-    let row = |disk: &pb::Disk, canvas: &Canvas<'_>| -> Line {
+    let row = |disk: &pb::Disk, canvas: &Canvas<'_>| -> Vec<Line> {
         let name = text::fit(&disk.name, 15, canvas.theme.ellipsis());
         let pad = " ".repeat(16_usize.saturating_sub(text::width(&name)));
         let place = if disk.endpoint.is_empty() { text::UNKNOWN } else { &disk.endpoint };
-        vec![
-            span(format!("{:<4}{name}{pad}{:>12}  ", disk.index, text::bytes(disk.size_bytes)), Role::Text),
-            span(place, Role::Muted),
-        ]
+        let first =
+            span(format!("{:<4}{name}{pad}{:>12}  ", disk.index, text::bytes(disk.size_bytes)), Role::Text);
+        if below {
+            let parts = text::wrap(place, usize::from(inner.width).saturating_sub(4).max(20));
+            let parts = parts.into_iter().map(|part| vec![span(format!("    {part}"), Role::Muted)]);
+            std::iter::once(vec![first]).chain(parts).collect()
+        } else {
+            vec![vec![first, span(place, Role::Muted)]]
+        }
     };
-    lines.extend(machine.disks.iter().map(|disk| row(disk, canvas)));
+    lines.extend(machine.disks.iter().flat_map(|disk| row(disk, canvas)));
     let test =
         machine.test.as_ref().map(|test| ("The drill's disks: writable, removed with it", &test.disks));
     let there = machine.failed_over.as_ref().map(|there| ("At the recovery site", &there.disks));
     for (title, disks) in [test, there].into_iter().flatten() {
         lines.push(Line::new());
         lines.push(vec![span(title, Role::Title)]);
-        lines.extend(disks.iter().map(|disk| row(disk, canvas)));
+        lines.extend(disks.iter().flat_map(|disk| row(disk, canvas)));
     }
     canvas.put_lines(inner, &lines, state.scroll);
 }

@@ -90,6 +90,11 @@ fn answer(state: &State, canvas: &Canvas<'_>, wide: usize) -> Vec<Line> {
     if let Some(history) = shortest {
         second.push(span(format!("   history {}", text::span(history)), Role::Text));
     }
+    // What does not fit as a whole is left out.
+    let room = usize::from(canvas.buffer.area.width).saturating_sub(2);
+    while second.len() > 1 && second.iter().map(|part| text::width(&part.text)).sum::<usize>() > room {
+        second.pop();
+    }
     let sum = |pick: fn(&pb::Machine) -> &[u64]| -> Vec<u64> {
         let longest = protected.iter().map(|machine| pick(machine).len()).max().unwrap_or(0);
         (0..longest)

@@ -119,16 +119,30 @@ fn labels(timeline: &Timeline, canvas: &mut Canvas<'_>, inner: Rect, y: u16) {
             text::clock(moment)
         }
     };
-    canvas.put(inner.x, y, 16, &label(timeline.from_us), Role::Muted);
-    canvas.put_right(inner.x, y, inner.width, &label(timeline.to_us), Role::Muted);
+    // The cursor's own label stands in this line, too: an end that it covers is left out.
+    let (at, end) = cursor_label(timeline, inner.width).map_or((u16::MAX, 0), |(at, wide)| (at, at + wide));
+    let [from, to] = [label(timeline.from_us), label(timeline.to_us)];
+    let wide = |label: &str| u16::try_from(text::width(label)).unwrap_or(u16::MAX);
+    if wide(&from) < at {
+        canvas.put(inner.x, y, wide(&from), &from, Role::Muted);
+    }
+    if end.saturating_add(wide(&to)) < inner.width {
+        canvas.put_right(inner.x, y, inner.width, &to, Role::Muted);
+    }
+}
+
+/// Where the label of the cursor begins, and how wide it is.
+fn cursor_label(timeline: &Timeline, width: u16) -> Option<(u16, u16)> {
+    let x = timeline.column(timeline.cursor_us, width)?;
+    let wide = u16::try_from(text::width(&text::clock(timeline.cursor_us))).unwrap_or(8) + 2;
+    Some((x.saturating_sub(wide / 2).min(width.saturating_sub(wide)), wide))
 }
 
 fn cursor(timeline: &Timeline, canvas: &mut Canvas<'_>, inner: Rect, axis: u16) {
     let Some(x) = timeline.column(timeline.cursor_us, inner.width) else { return };
+    let Some((at, wide)) = cursor_label(timeline, inner.width) else { return };
     canvas.restyle(Rect::new(inner.x + x, axis, 1, 1), Role::Selection);
     let label = text::clock(timeline.cursor_us);
-    let wide = u16::try_from(text::width(&label)).unwrap_or(8) + 2;
-    let at = x.saturating_sub(wide / 2).min(inner.width.saturating_sub(wide));
     canvas.put(inner.x + at, axis + 1, wide, &format!(" {label} "), Role::Selection);
 }
 
@@ -195,11 +209,13 @@ fn moment(
     let ago = now.saturating_sub(timeline.cursor_us).max(0) as f64 / 1e6;
     lines.push(pair("Ago", text::span(ago), Role::Muted));
     if machine.orders.iter().any(|order| order == "test-failover") && state.is_live() {
-        lines.push(pair(
+        super::machine::said(
+            &mut lines,
             "Next",
             "t drills this moment; a, f fails over to it; :at TIME goes to another",
             Role::Muted,
-        ));
+            wide,
+        );
     }
     lines
 }

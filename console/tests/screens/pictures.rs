@@ -1,0 +1,147 @@
+//! Every screen at every size, as stored: text and styles.
+
+use crate::picture::{draw, is_as_stored, lines};
+use crate::scene::{self, Console, MINUTE, NOW};
+use continuum_console::link::watch::News;
+use continuum_console::tui::core::state::{Message, State};
+use continuum_console::tui::theme::Depth;
+use continuum_model::fault::{Fault, FaultClass};
+use std::time::Duration;
+
+const SIZES: [(u16, u16); 4] = [(60, 15), (80, 24), (120, 40), (200, 50)];
+
+/// Keys from the start, and what the screen is called.
+const SCREENS: [(&str, &str); 18] = [
+    ("pulse", ""),
+    ("sites", "2"),
+    ("machines", "3"),
+    ("machines-filtered", "3/file<enter>"),
+    ("machines-marked", "3<space><down><space>"),
+    ("columns", "3c"),
+    ("overview", "1<enter>"),
+    ("disks", "1<enter><tab>"),
+    ("points", "1<enter><tab><tab>"),
+    ("events", "1<enter><tab><tab><tab>"),
+    ("jobs", "5"),
+    ("run", "5<enter>"),
+    ("alerts", "6"),
+    ("servers", "7"),
+    ("policies", "8"),
+    ("menu", "3a"),
+    ("palette", ":test"),
+    ("help", "?"),
+];
+
+#[test]
+fn every_screen_at_every_size_is_as_stored() {
+    for size in SIZES {
+        for (name, keys) in SCREENS {
+            let mut console = Console::night(size);
+            console.press(keys);
+            console.answered();
+            console.state.refresh();
+            is_as_stored(name, &draw(&console.state, "default", Depth::True, false));
+        }
+    }
+}
+
+#[test]
+fn dialogs_are_as_stored() {
+    for size in [(60, 15), (80, 24), (200, 50)] {
+        for (name, keys) in [
+            ("dialog-drill", "3t"),
+            ("dialog-failover", "3af"),
+            ("dialog-failover-typed", "3af"),
+            ("dialog-bookmark", "3ab"),
+            ("dialog-protect", "3/web-02<enter>ap"),
+        ] {
+            let mut console = Console::night(size);
+            console.press(keys);
+            console.answered();
+            if name.ends_with("typed") {
+                console.press("db-0");
+            }
+            console.later(MINUTE / 60);
+            is_as_stored(name, &draw(&console.state, "default", Depth::True, false));
+        }
+    }
+}
+
+#[test]
+fn the_lost_connection_keeps_what_was_known() {
+    for size in [(80, 24), (200, 50)] {
+        let mut console = Console::night(size);
+        console.press("3");
+        let fault = Fault::new(FaultClass::NotConnected, "vault.unreachable", "the vault does not answer")
+            .remedy("see whether the vault runs; it is tried again");
+        let lost = News::Lost { fault, again_in: Duration::from_secs(3), failures: 2 };
+        console.take(Message::News(1, Box::new(lost)));
+        console.later(MINUTE);
+        let picture = draw(&console.state, "default", Depth::True, false);
+        let text = lines(&picture).join("\n");
+        assert!(text.contains("db-01") && text.contains("OFFLINE 1 m"), "{text}");
+        is_as_stored("lost", &picture);
+        // And no order can be given.
+        console.press("t<enter>y");
+        assert!(console.orders().is_empty());
+    }
+}
+
+#[test]
+fn before_anything_is_known_the_screen_says_what_happens() {
+    let mut state = State::new(NOW, (80, 24));
+    state.refresh();
+    is_as_stored("start", &draw(&state, "default", Depth::True, false));
+    state.start_lines = vec!["starting the vault".into(), "starting the process server".into()];
+    is_as_stored("start-lines", &draw(&state, "default", Depth::True, false));
+    state.size = (40, 10);
+    let text = lines(&draw(&state, "default", Depth::True, false)).join("\n");
+    assert!(text.contains("60"), "a terminal that is too small is told what is needed: {text}");
+}
+
+#[test]
+fn without_colours_every_state_still_has_its_mark_or_word() {
+    for theme in ["default", "light", "high-contrast", "deuteranopia", "mono"] {
+        let console = Console::night((80, 24));
+        for depth in [Depth::True, Depth::None] {
+            is_as_stored(
+                &format!("theme-{theme}-{}", if depth == Depth::None { "none" } else { "true" }),
+                &draw(&console.state, theme, depth, false),
+            );
+        }
+    }
+    let console = Console::night((80, 24));
+    let picture = draw(&console.state, "default", Depth::None, true);
+    let text = lines(&picture).join("\n");
+    assert!(text.is_ascii(), "{text}");
+    for word in ["db-01", "file-01", "mail-01"] {
+        assert!(text.contains(word), "{text}");
+    }
+    is_as_stored("ascii", &picture);
+    // No colour at all where there is to be none.
+    for y in 0..24 {
+        for x in 0..80 {
+            let style = picture[(x, y)].style();
+            let none = |colour: Option<ratatui::style::Color>| {
+                colour.is_none_or(|colour| colour == ratatui::style::Color::Reset)
+            };
+            assert!(none(style.fg) && none(style.bg), "{x},{y}: {style:?}");
+        }
+    }
+}
+
+#[test]
+fn a_drill_by_keys_from_the_first_screen_to_its_end() {
+    for size in [(80, 24), (200, 50)] {
+        let mut console = Console::night(size);
+        // The worst machine is under the cursor; the drill is of another one.
+        console.press("3/app<enter>t");
+        console.answered();
+        assert!(console.orders().is_empty(), "nothing before it was agreed to");
+        console.press("y");
+        let orders = console.orders();
+        assert_eq!(orders.len(), 1);
+        assert_eq!(orders[0].machine, scene::machine(3, "app-01").id);
+        assert_eq!(orders[0].expected_version, 7);
+    }
+}
