@@ -1,7 +1,7 @@
 //! Every screen at every size, as stored: text and styles.
 
 use crate::picture::{draw, is_as_stored, lines};
-use crate::scene::{self, Console, MINUTE, NOW};
+use crate::scene::{self, Console, MINUTE, NOW, SECOND};
 use continuum_console::link::watch::News;
 use continuum_console::tui::core::state::{Message, State};
 use continuum_console::tui::theme::Depth;
@@ -39,7 +39,8 @@ fn every_screen_at_every_size_is_as_stored() {
             let mut console = Console::night(size);
             console.press(keys);
             console.answered();
-            console.state.refresh();
+            // The pane beside the table follows once the cursor rests.
+            console.later(SECOND / 5);
             is_as_stored(name, &draw(&console.state, "default", Depth::True, false));
         }
     }
@@ -61,7 +62,7 @@ fn dialogs_are_as_stored() {
             if name.ends_with("typed") {
                 console.press("db-0");
             }
-            console.later(MINUTE / 60);
+            console.later(SECOND);
             is_as_stored(name, &draw(&console.state, "default", Depth::True, false));
         }
     }

@@ -14,6 +14,9 @@ use continuum_model::fault::Fault;
 use continuum_proto::v1 as pb;
 use std::collections::{BTreeSet, HashMap};
 
+/// How long the cursor rests before what is known of its row is shown beside the table, in microseconds: over a
+/// slow line a held key moves a row, and not a page of details with it.
+const REST_US: i64 = 150_000;
 /// How long a toast stays, in microseconds.
 pub const TOAST_US: i64 = 8_000_000;
 /// So many toasts at once.
@@ -290,6 +293,15 @@ pub struct Pending {
     pub show: bool,
 }
 
+/// What the pane beside a table is about. It follows the cursor when that rests.
+#[derive(Debug, Default)]
+struct Detailed {
+    place: Option<Place>,
+    id: Option<String>,
+    /// Where the cursor went since, and when.
+    moved: Option<(String, i64)>,
+}
+
 /// Everything.
 #[derive(Debug)]
 pub struct State {
@@ -348,6 +360,7 @@ pub struct State {
     /// Orders on their way.
     pub pending: HashMap<u64, Pending>,
     tables: [Table; TABLES],
+    detailed: Detailed,
     tags: u64,
 }
 
@@ -383,6 +396,7 @@ impl State {
             scroll: 0,
             pending: HashMap::new(),
             tables: std::array::from_fn(|_| Table::default()),
+            detailed: Detailed::default(),
             tags: 0,
         }
     }
@@ -438,6 +452,31 @@ impl State {
             table.set_height(height);
             table.refresh(rows, shape, revision, frozen);
         });
+        self.follow_cursor();
+    }
+
+    /// Lets the pane beside the table follow the cursor once that rests.
+    fn follow_cursor(&mut self) {
+        let selected = self.current().and_then(|table| table.selected.clone());
+        let detailed = &mut self.detailed;
+        if detailed.place.as_ref() != Some(&self.place) || detailed.id.is_none() || selected.is_none() {
+            *detailed = Detailed { place: Some(self.place.clone()), id: selected, moved: None };
+        } else if selected == detailed.id {
+            detailed.moved = None;
+        } else if let Some(selected) = selected {
+            match &detailed.moved {
+                Some((to, at)) if *to == selected && self.now.saturating_sub(*at) >= REST_US => {
+                    (detailed.id, detailed.moved) = (Some(selected), None);
+                }
+                Some((to, _)) if *to == selected => {}
+                _ => detailed.moved = Some((selected, self.now)),
+            }
+        }
+    }
+
+    /// The row that the pane beside the table is about.
+    pub fn detailed(&self) -> Option<&str> {
+        self.detailed.id.as_deref()
     }
 
     /// Rows of derived tables come and go without rows of the estate doing so.
@@ -509,7 +548,8 @@ impl State {
             (Place::Machine(_, Tab::Points), true) => self.timeline.as_ref().and_then(Timeline::due),
             _ => None,
         };
-        self.toasts.iter().map(|toast| toast.until).chain(timeline).min()
+        let rested = self.detailed.moved.as_ref().map(|(_, at)| at + REST_US);
+        self.toasts.iter().map(|toast| toast.until).chain(timeline).chain(rested).min()
     }
 }
 

@@ -13,20 +13,17 @@ use ratatui::layout::Rect;
 /// Draws the pane.
 pub fn draw(state: &State, canvas: &mut Canvas<'_>, area: Rect) {
     let wide = usize::from(area.width);
-    let lines = match &state.place {
-        Place::Alerts => state.alert_here().map(|alert| of_alert(state, alert, canvas, wide)),
-        Place::Jobs => state.job_here().map(|job| of_job(job, canvas, wide)),
-        Place::Servers => {
-            let id = state.current().and_then(|table| table.selected.as_deref());
-            id.and_then(|id| state.estate.servers.get(id))
-                .map(|server| of_server(state, server, canvas, wide))
-        }
-        _ => state.machine_here().map(|machine| {
+    let estate = &state.estate;
+    let lines = state.detailed().and_then(|id| match &state.place {
+        Place::Alerts => estate.alerts.get(id).map(|alert| of_alert(state, alert, canvas, wide)),
+        Place::Jobs => estate.jobs.get(id).map(|job| of_job(job, canvas, wide)),
+        Place::Servers => estate.servers.get(id).map(|server| of_server(state, server, canvas, wide)),
+        _ => estate.machines.get(id).map(|machine| {
             let mut lines = vec![vec![span(machine.name.clone(), Role::Title)], Line::new()];
             lines.extend(super::machine::lines(state, machine, canvas, wide));
             lines
         }),
-    };
+    });
     let lines = lines.unwrap_or_else(|| vec![vec![span("nothing is chosen", Role::Muted)]]);
     canvas.put_lines(area, &lines, 0);
 }
