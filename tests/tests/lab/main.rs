@@ -1,7 +1,9 @@
 //! End to end, on a real lab: the same binary, the same verbs, processes that are killed.
 
+mod console;
 mod drill;
 mod guests;
+mod hostile;
 mod moments;
 mod partition;
 mod prove;
