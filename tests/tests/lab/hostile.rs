@@ -104,7 +104,7 @@ fn a_name_full_of_commands_harms_nobody() {
     // The console, screen by screen, by a terminal that would obey.
     let tmux = Tmux::open(&lab, 80, 24);
     tmux.shows("live");
-    tmux.keys(&["3", "/", "cmd", "Enter"]);
+    tmux.keys(&["3", "/", "'cmd", "Enter"]);
     tmux.shows("1 of 2");
     for keys in ["Enter", "Tab", "Tab", "Tab", "5", "6", "7", "2", "1"] {
         tmux.keys(&[keys]);
