@@ -154,6 +154,8 @@ pub struct Table {
     pub hidden: BTreeSet<&'static str>,
     /// What rows must match.
     pub filter: String,
+    /// Whether the operator put the cursor where it is.
+    placed: bool,
     /// Marked things.
     pub marks: BTreeSet<String>,
     order: Vec<u32>,
@@ -179,6 +181,7 @@ impl Default for Table {
             descending: false,
             hidden: BTreeSet::new(),
             filter: String::new(),
+            placed: false,
             marks: BTreeSet::new(),
             order: Vec::new(),
             cursor: 0,
@@ -255,13 +258,20 @@ impl Table {
             .as_deref()
             .and_then(|selected| self.order.iter().position(|place| rows.id(*place as usize) == selected));
         match found {
-            Some(at) => self.move_to(at, rows),
-            None => self.move_to(self.cursor, rows),
+            // Nobody chose a row yet: the first one is looked at, whichever that becomes.
+            _ if !self.placed => self.stand_on(0, rows),
+            Some(at) => self.stand_on(at, rows),
+            None => self.stand_on(self.cursor, rows),
         }
     }
 
-    /// Puts the cursor on a line; past the end means the last.
+    /// Puts the cursor on a line; past the end means the last. From then on it stays with that row's thing.
     pub fn move_to(&mut self, line: usize, rows: &dyn Rows) {
+        self.placed = true;
+        self.stand_on(line, rows);
+    }
+
+    fn stand_on(&mut self, line: usize, rows: &dyn Rows) {
         self.cursor = line.min(self.order.len().saturating_sub(1));
         self.selected = self.order.get(self.cursor).map(|place| rows.id(*place as usize).to_owned());
         self.scroll();
