@@ -83,7 +83,8 @@ async fn what_a_keeper_does_beside_a_running_vault_holds_there() {
     let mut lab = Lab::start().await;
     lab.protect().await;
     let address = lab.vault().addresses().main.clone();
-    let keeper = Keeper::open(&lab.dir.path().join("vault"), None).await.unwrap();
+    let database = postgres::database(lab.dir.path());
+    let keeper = Keeper::open(&lab.dir.path().join("vault"), database.as_deref()).await.unwrap();
     keeper.make_operator("eve", "reader", &lab.dir.path().join("eve")).await.unwrap();
     let eve = Credentials::open(&lab.dir.path().join("eve")).unwrap();
     let me = client(&eve, &address).await.who_am_i(pb::WhoAmIRequest {}).await.unwrap().into_inner();

@@ -7,6 +7,7 @@ mod drills;
 mod fake;
 mod hostile;
 mod life;
+mod postgres;
 mod watching;
 
 use continuum_model::fault::Fault;
@@ -51,6 +52,7 @@ pub(crate) fn config(dir: &std::path::Path) -> VaultConfig {
     config.policies = vec![("gold".into(), Policy::default())];
     config.patience = Duration::from_secs(2);
     config.report_every = Duration::from_millis(40);
+    config.database = postgres::database(dir);
     config
 }
 
