@@ -5,7 +5,9 @@
 
 use crate::role::{Role, configuration, vault_config};
 use continuum_model::fault::Fault;
+use continuum_model::id::DiskId;
 use continuum_model::policy::Policy;
+use continuum_model::untrusted::shown;
 use continuum_vault::VaultConfig;
 use serde::Deserialize;
 use std::net::SocketAddr;
@@ -21,6 +23,9 @@ pub struct Config {
     pub process_server: Option<Server>,
     /// The keeper of replicas.
     pub master_target: Option<Target>,
+    /// Machines whose disks are served, and seen, here.
+    #[serde(default)]
+    pub agent: Vec<Agent>,
 }
 
 /// `[vault]`
@@ -99,6 +104,44 @@ pub struct Target {
     vault: String,
 }
 
+/// `[[agent]]`
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Agent {
+    name: String,
+    site: String,
+    #[serde(default = "default_fabric")]
+    fabric: String,
+    dir: PathBuf,
+    socket: PathBuf,
+    identity: PathBuf,
+    vault: String,
+    #[serde(default)]
+    disks: Vec<Disk>,
+}
+
+/// `[[agent.disks]]`
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Disk {
+    name: String,
+    path: PathBuf,
+    create_bytes: Option<u64>,
+}
+
+impl Agent {
+    /// The id of a disk is made of its machine's id and its name: it outlives the agent's folder.
+    fn disk_id(&self, identity: &str, disk: &Disk) -> DiskId {
+        let sum = continuum_wire::ca::fingerprint(format!("{identity}/{}", disk.name).as_bytes());
+        let mut id = [0; 16];
+        id.copy_from_slice(&sum[..16]);
+        DiskId::from_bytes(id)
+    }
+}
+
+fn default_fabric() -> String {
+    "physical".into()
+}
 fn default_name() -> String {
     "vault".into()
 }
@@ -108,20 +151,55 @@ const ENVIRONMENT: &str = "production";
 /// Longest file that is read.
 const BYTES_MAX: u64 = 1 << 20;
 
-/// Reads and checks a file. What it returns can be started.
-pub fn read(path: &Path) -> Result<Vec<(&'static str, Role)>, Fault> {
-    let shown = path.display();
-    let metadata = std::fs::metadata(path).map_err(|error| configuration(format!("{shown}: {error}")))?;
-    if metadata.len() > BYTES_MAX {
-        return Err(configuration(format!("{shown}: larger than 1 MiB")));
+/// Names of roles, as `--role` takes them.
+const ROLES: [&str; 4] = ["vault", "process", "target", "agent"];
+
+impl Config {
+    /// Leaves out all other roles: what is wrong with them is of no matter then.
+    fn keep(&mut self, only: &[String]) -> Result<(), Fault> {
+        if only.is_empty() {
+            return Ok(());
+        }
+        let there = [
+            self.vault.is_some(),
+            self.process_server.is_some(),
+            self.master_target.is_some(),
+            !self.agent.is_empty(),
+        ];
+        if let Some(unknown) = only.iter().find(|name| !ROLES.contains(&name.as_str())) {
+            let (unknown, known) = (shown(unknown), ROLES.join(", "));
+            return Err(configuration(format!("there is no role {unknown}; known are {known}")));
+        }
+        if !only.iter().any(|name| ROLES.iter().zip(there).any(|(role, there)| role == name && there)) {
+            let only = only.join(", ");
+            return Err(configuration(format!("the configuration has none of the roles {only}")));
+        }
+        let kept = |role: &str| only.iter().any(|name| name == role);
+        self.vault = self.vault.take().filter(|_| kept("vault"));
+        self.process_server = self.process_server.take().filter(|_| kept("process"));
+        self.master_target = self.master_target.take().filter(|_| kept("target"));
+        self.agent.retain(|_| kept("agent"));
+        Ok(())
     }
-    let text = std::fs::read_to_string(path).map_err(|error| configuration(format!("{shown}: {error}")))?;
-    let config: Config = toml::from_str(&text).map_err(|error| configuration(format!("{shown}: {error}")))?;
+}
+
+/// Reads a file, leaves out all but `only` these roles (none named: none left out; what is not in it is not
+/// missed while another of them is), and checks the rest. What it returns can be started.
+pub fn read(path: &Path, only: &[String]) -> Result<Vec<(&'static str, Role)>, Fault> {
+    let file = path.display();
+    let metadata = std::fs::metadata(path).map_err(|error| configuration(format!("{file}: {error}")))?;
+    if metadata.len() > BYTES_MAX {
+        return Err(configuration(format!("{file}: larger than 1 MiB")));
+    }
+    let text = std::fs::read_to_string(path).map_err(|error| configuration(format!("{file}: {error}")))?;
+    let mut config: Config =
+        toml::from_str(&text).map_err(|error| configuration(format!("{file}: {error}")))?;
+    config.keep(only)?;
     let problems = problems(&config);
     if !problems.is_empty() {
-        return Err(configuration(format!("{shown}:\n  - {}", problems.join("\n  - "))));
+        return Err(configuration(format!("{file}:\n  - {}", problems.join("\n  - "))));
     }
-    Ok(roles(config))
+    roles(config)
 }
 
 fn problems(config: &Config) -> Vec<String> {
@@ -158,8 +236,46 @@ fn problems(config: &Config) -> Vec<String> {
             );
         }
     }
-    if config.vault.is_none() && config.process_server.is_none() && config.master_target.is_none() {
-        problems.push("it names no role; add [vault], [process_server] or [master_target]".into());
+    for (at, agent) in config.agent.iter().enumerate() {
+        let fields: [(&str, &Path); 3] =
+            [("dir", &agent.dir), ("socket", &agent.socket), ("identity", &agent.identity)];
+        let disks = agent.disks.iter().map(|disk| ("disks.path", &*disk.path));
+        for (field, path) in fields.into_iter().chain(disks) {
+            if !path.is_absolute() {
+                let path = path.display();
+                problems.push(format!("agent.{field}: {path} is a relative path; write it from the root"));
+            }
+        }
+        if agent.socket.as_os_str().len() > 100 {
+            problems.push("agent.socket: longer than 100 bytes, too long for a socket".into());
+        }
+        if agent.disks.is_empty() {
+            problems.push(format!("agent {}: it has no disk; add [[agent.disks]]", shown(&agent.name)));
+        }
+        let mut names: Vec<&str> = agent.disks.iter().map(|disk| disk.name.as_str()).collect();
+        names.sort_unstable();
+        names.dedup();
+        if names.len() < agent.disks.len() {
+            problems.push(format!("agent {}: two of its disks have one name", shown(&agent.name)));
+        }
+        for disk in &agent.disks {
+            if disk.create_bytes.is_none() && disk.path.is_absolute() && !disk.path.exists() {
+                let path = disk.path.display();
+                problems.push(format!("agent.disks.path: there is no {path}; `create_bytes` makes one"));
+            }
+        }
+        let others = config.agent.iter().skip(at + 1);
+        if others.into_iter().any(|other| {
+            other.dir == agent.dir || other.identity == agent.identity || other.socket == agent.socket
+        }) {
+            let name = shown(&agent.name);
+            problems.push(format!("agent {name}: another agent has its dir, identity or socket, too"));
+        }
+        identities.push(("agent.identity", &agent.identity));
+    }
+    let servers = config.process_server.is_some() || config.master_target.is_some();
+    if config.vault.is_none() && !servers && config.agent.is_empty() {
+        problems.push("it names no role; add [vault], [process_server], [master_target] or [[agent]]".into());
     }
     for (field, path) in paths {
         if !path.is_absolute() {
@@ -177,7 +293,7 @@ fn problems(config: &Config) -> Vec<String> {
     problems
 }
 
-fn roles(config: Config) -> Vec<(&'static str, Role)> {
+fn roles(config: Config) -> Result<Vec<(&'static str, Role)>, Fault> {
     let mut roles = Vec::new();
     if let Some(vault) = config.vault {
         roles.push((
@@ -226,7 +342,29 @@ fn roles(config: Config) -> Vec<(&'static str, Role)> {
             },
         ));
     }
-    roles
+    for agent in config.agent {
+        let credentials = continuum_wire::tls::Credentials::open(&agent.identity)
+            .map_err(|error| configuration(error.to_string()))?;
+        let machine = credentials.identity().id;
+        let disk = |disk: &Disk| {
+            (agent.disk_id(&machine, disk), disk.name.clone(), disk.path.clone(), disk.create_bytes)
+        };
+        roles.push((
+            "agent",
+            Role::Agent {
+                disks: agent.disks.iter().map(disk).collect(),
+                name: agent.name,
+                site: agent.site,
+                fabric: agent.fabric,
+                guest: "none".into(),
+                dir: agent.dir,
+                socket: agent.socket,
+                identity: agent.identity,
+                vault_address: agent.vault,
+            },
+        ));
+    }
+    Ok(roles)
 }
 
 #[cfg(test)]
@@ -237,7 +375,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("continuumd.toml");
         std::fs::write(&path, text).unwrap();
-        read(&path).unwrap_err().message
+        read(&path, &[]).unwrap_err().message
     }
 
     #[test]
@@ -269,6 +407,8 @@ mod tests {
         let text = include_str!("../packaging/continuumd.toml");
         let config: Config = toml::from_str(text).unwrap();
         let found = problems(&config);
-        assert!(found.iter().all(|problem| problem.contains(".identity:")), "{found:?}");
+        let expected =
+            |problem: &String| problem.contains(".identity:") || problem.contains("there is no /var");
+        assert!(found.iter().all(expected), "{found:?}");
     }
 }

@@ -3,6 +3,7 @@
 mod console;
 mod drill;
 mod guests;
+mod headless;
 mod hostile;
 mod moments;
 mod partition;

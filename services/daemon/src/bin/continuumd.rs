@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use tokio_util::sync::CancellationToken;
 
-/// Continuum's services: vault, process server, master target.
+/// Continuum's services: vault, process server, master target, agent.
 #[derive(Parser)]
 #[command(
     version,
@@ -28,7 +28,7 @@ enum Verb {
         /// The configuration
         #[arg(long, default_value = "/etc/continuum/continuumd.toml")]
         config: PathBuf,
-        /// Only these roles: vault, process, target
+        /// Only these roles: vault, process, target, agent
         #[arg(long, value_delimiter = ',')]
         role: Vec<String>,
         /// Log lines as JSON
@@ -40,6 +40,9 @@ enum Verb {
         /// The configuration
         #[arg(long, default_value = "/etc/continuum/continuumd.toml")]
         config: PathBuf,
+        /// Only these roles: vault, process, target, agent
+        #[arg(long, value_delimiter = ',')]
+        role: Vec<String>,
     },
     /// Use up a one-use token: get a certificate for a server on this machine
     Enroll {
@@ -150,10 +153,10 @@ fn run(verb: Verb) -> Result<(), Fault> {
     match verb {
         Verb::Serve { config, role, json } => {
             log::start(json);
-            serve(&config::read(&config)?, &role)
+            serve(config::read(&config, &role)?)
         }
-        Verb::CheckConfig { config } => {
-            let roles = config::read(&config)?;
+        Verb::CheckConfig { config, role } => {
+            let roles = config::read(&config, &role)?;
             let names: Vec<&str> = roles.iter().map(|(name, _)| *name).collect();
             println!("{} is valid: {}", config.display(), names.join(", "));
             Ok(())
@@ -270,14 +273,7 @@ fn runtime() -> Result<tokio::runtime::Runtime, Fault> {
         .map_err(|error| role::configuration(format!("threads could not be started: {error}")))
 }
 
-fn serve(roles: &[(&'static str, role::Role)], only: &[String]) -> Result<(), Fault> {
-    if let Some(unknown) = only.iter().find(|name| !roles.iter().any(|(known, _)| known == name)) {
-        return Err(role::configuration(format!("the configuration has no role {unknown}")));
-    }
-    let wanted: Vec<_> = roles
-        .iter()
-        .filter(|(name, _)| only.is_empty() || only.iter().any(|wanted| wanted == name))
-        .collect();
+fn serve(wanted: Vec<(&'static str, role::Role)>) -> Result<(), Fault> {
     let runtime = runtime()?;
     let ended = runtime.block_on(async {
         let stop = CancellationToken::new();
@@ -288,7 +284,7 @@ fn serve(roles: &[(&'static str, role::Role)], only: &[String]) -> Result<(), Fa
         });
         let mut running = tokio::task::JoinSet::new();
         for (_, role) in wanted {
-            running.spawn(role::run(role.clone(), stop.clone()));
+            running.spawn(role::run(role, stop.clone()));
         }
         let mut outcome = Ok(());
         while let Some(ended) = running.join_next().await {
