@@ -5,4 +5,5 @@ mod hostile;
 mod keys;
 mod picture;
 mod pictures;
+mod scale;
 mod scene;

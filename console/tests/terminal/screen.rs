@@ -125,7 +125,11 @@ impl Screen {
     }
 
     pub(crate) fn press(&mut self, keys: &str) {
-        self.controller.as_mut().unwrap().write_all(keys.as_bytes()).unwrap();
+        self.press_bytes(keys.as_bytes());
+    }
+
+    pub(crate) fn press_bytes(&mut self, keys: &[u8]) {
+        self.controller.as_mut().unwrap().write_all(keys).unwrap();
     }
 
     pub(crate) fn resize(&mut self, columns: u16, rows: u16) {

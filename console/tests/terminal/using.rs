@@ -194,3 +194,23 @@ fn keys_and_themes_are_read_again_when_they_change() {
     std::fs::write(config.join("keys.toml"), "[global]\n\"Z\" = \"no-such-action\"\n").unwrap();
     screen.shows("keys.toml: ");
 }
+
+#[test]
+fn a_storm_of_sizes_and_of_bytes_that_are_no_text_harms_nothing() {
+    let vault = vault();
+    let mut screen = Screen::live(&vault, (80, 24), &[]);
+    for n in 0..200u16 {
+        screen.resize(1 + n * 7 % 240, 1 + n * 5 % 70);
+    }
+    screen.resize(80, 24);
+    screen.shows("db-01");
+    // Not UTF-8, cut sequences, controls, a paste that is never ended properly.
+    screen.press_bytes(b"\xff\xfe\xc3\x28\x00\x01\x1b[\x1b]52;c;eXl5\x07\x1b[200~yyy\r\xff\x1b[201~\x1b");
+    screen.settle();
+    screen.press("3");
+    screen.shows("Machines  6");
+    assert!(vault.world().orders.is_empty());
+    screen.press("\u{3}\u{3}");
+    assert_eq!(screen.ended().code(), Some(0));
+    screen.is_given_back();
+}

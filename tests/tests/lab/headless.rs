@@ -207,6 +207,21 @@ create_bytes = 33554432
     let verified = estate.json(&["verify", "app1"]);
     assert_eq!(verified["disks"][0]["equal"], true, "{verified}");
 
+    // A guest that writes another format's header, with a file of ours in it, gets no file of ours: a disk is raw,
+    // whatever it looks like.
+    let trap = estate.path("trap.qcow2");
+    let mut create = Command::new("qemu-img");
+    create.args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b", "/etc/passwd"]).arg(&trap).arg("32M");
+    assert!(create.status().expect("qemu-img runs").success());
+    let header = std::fs::read(&trap).expect("a file");
+    let mut copy = Command::new("nbdcopy").arg(&trap).arg(&source).spawn().expect("nbdcopy runs");
+    assert!(copy.wait().expect("it ends").success());
+    let drill = estate.json(&["test-failover", "app1"]);
+    let endpoint = drill["machines"][0]["disks"][0]["endpoint"].as_str().expect("an endpoint").to_owned();
+    let image = oracle::read_image(&endpoint).expect("the replica is read");
+    assert!(image.len() == 32 << 20 && image.starts_with(&header), "the header is data");
+    estate.json(&["cleanup", "app1"]);
+
     // Access that is taken away is away.
     estate.done(&["operator", "revoke", "--vault-dir", vault_dir, "--name", "ada"]);
     estate.until("she is turned away", || {
