@@ -6,7 +6,7 @@
 //! - [`id`]: typed identifiers; [`units`]: sizes and offsets; [`time`]: moments in microseconds
 //! - [`feed`]: records, frames, their bytes and checksums
 //! - [`protection`]: the state machine of a protection; [`point`]: recovery points and how one is asked for
-//! - [`policy`]: what an operator may configure, validated as a whole
+//! - [`policy`]: what an operator may configure, validated as a whole; [`recovery_plan`]: who is brought up when
 //! - [`job`]: states of jobs and steps; [`retry`]: when a failed exchange is tried again
 //! - [`fault`]: the shape every error takes before a person sees it; [`untrusted`]: text from outside
 //! - [`world`]: clock and randomness as traits, so that one seed can drive a whole world
@@ -20,6 +20,7 @@ pub mod job;
 pub mod point;
 pub mod policy;
 pub mod protection;
+pub mod recovery_plan;
 pub mod retry;
 pub mod time;
 pub mod units;

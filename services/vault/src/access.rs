@@ -94,12 +94,17 @@ impl OperatorRole {
                         | K::Bookmark
                         | K::Verify
                         | K::Acknowledge
+                        | K::PlanDrill
+                        | K::PlanCleanup
+                        | K::CheckPlan
                 )
         );
         match self {
             Self::Reader | Self::Approver | Self::Auditor => matches!(right, Right::Read),
             Self::Operator => runs || matches!(right, Right::Read),
-            Self::Recoverer => runs || matches!(right, Right::Read | Right::Order(K::Failover | K::Commit)),
+            Self::Recoverer => {
+                runs || matches!(right, Right::Read | Right::Order(K::Failover | K::Commit | K::PlanFailover))
+            }
             Self::Contributor => matches!(
                 right,
                 Right::Read
@@ -114,6 +119,9 @@ impl OperatorRole {
                             | K::Bookmark
                             | K::Pin
                             | K::Acknowledge
+                            | K::ApplyPlan
+                            | K::CheckPlan
+                            | K::DeletePlan
                     )
             ),
             Self::Owner => true,

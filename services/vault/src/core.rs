@@ -106,6 +106,7 @@ impl Core {
         news.extend(core.store.servers().await?.into_iter().map(News::Server));
         news.extend(core.store.machines().await?.into_iter().map(|row| News::Machine(Box::new(row))));
         news.extend(core.store.policies().await?.into_iter().map(News::Policy));
+        news.extend(core.store.plans().await?.into_iter().map(|row| News::Plan(Box::new(row))));
         news.extend(
             core.store.jobs(JOBS_IN_MEMORY as u32).await?.into_iter().map(|row| News::Job(Box::new(row))),
         );
@@ -178,6 +179,7 @@ impl Core {
     fn apply(&self, news: Vec<News>) {
         let now = self.world.now();
         let mut touched = BTreeSet::new();
+        let mut plans = false;
         let mut entities = Vec::new();
         let mut guard = self.estate();
         let estate = &mut *guard;
@@ -223,6 +225,7 @@ impl Core {
                 }
                 News::Job(row) => {
                     touched.extend(row.machine);
+                    plans |= row.params.plan.is_some();
                     let id = row.id;
                     if let Some(machine) = row.machine {
                         let open = estate.under_way.entry(machine).or_default();
@@ -254,12 +257,24 @@ impl Core {
                     }
                 }
                 News::Event(row) => entities.push(Any::Event(project::event(&row))),
+                News::Plan(row) if row.deleted => {
+                    estate.plans.remove(&row.name);
+                    let gone = pb::Plan { name: row.name, deleted: true, ..Default::default() };
+                    entities.push(Any::Plan(gone));
+                }
+                News::Plan(row) => {
+                    plans = true;
+                    estate.plans.insert(row.name.clone(), *row);
+                }
             }
         }
         for id in &touched {
             entities.extend(
                 estate.machines.get(id).map(|entry| Any::Machine(project::machine(entry, estate, now))),
             );
+        }
+        if plans || !touched.is_empty() {
+            entities.extend(estate.plans.values().map(|row| Any::Plan(project::plan(row, estate))));
         }
         // Under the estate's lock, so that news leave in the order in which they came about.
         entities.into_iter().for_each(|entity| self.hub.put(entity));

@@ -7,6 +7,7 @@ use crate::measure::{Churn, Distribution, Recent};
 use crate::store::inventory::{MachineRow, PolicyRow, ServerRow, SiteRow};
 use crate::store::jobs::JobRow;
 use crate::store::news::AlertRow;
+use crate::store::plans::PlanRow;
 use continuum_model::health::{Health, Symptom};
 use continuum_model::id::{AlertId, JobId, MachineId, PolicyId, ServerId, SiteId};
 use continuum_model::time::Timestamp;
@@ -24,6 +25,8 @@ pub(crate) struct Estate {
     /// Those of them that are not over, by machine.
     pub(crate) under_way: BTreeMap<MachineId, BTreeSet<JobId>>,
     pub(crate) alerts: BTreeMap<AlertId, AlertRow>,
+    /// By name; deleted ones are not here.
+    pub(crate) plans: BTreeMap<String, PlanRow>,
 }
 
 /// A server and what it reports.

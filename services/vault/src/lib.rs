@@ -28,6 +28,7 @@ mod jobs;
 mod keeper;
 mod measure;
 mod operator;
+mod plans;
 mod project;
 mod store;
 mod vault;

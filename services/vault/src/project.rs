@@ -6,16 +6,18 @@
 use crate::estate::{Estate, JobEntry, MachineEntry, ServerEntry, machine_of};
 use crate::jobs::plan::JobKind;
 use crate::store::inventory::{DiskRow, PointRow, PolicyRow, ProbeRow, ServedDisk, SiteRow};
-use crate::store::jobs::JobRow;
+use crate::store::jobs::{FrozenGroup, JobRow};
 use crate::store::news::{AlertRow, EventRow};
+use crate::store::plans::PlanRow;
 use continuum_model::fault::Fault;
 use continuum_model::health::{Health, Symptom};
-use continuum_model::id::PolicyId;
+use continuum_model::id::{MachineId, PolicyId};
 use continuum_model::point::PointKind;
 use continuum_model::policy::Policy;
-use continuum_model::protection::{FailoverKind, ProtectionState};
+use continuum_model::protection::{FailoverKind, ProtectionState, TestState};
 use continuum_model::time::Timestamp;
 use continuum_model::units::Bytes;
+use continuum_model::untrusted::shown;
 use continuum_proto::v1 as pb;
 
 pub(crate) fn site(row: &SiteRow) -> pb::Site {
@@ -24,6 +26,74 @@ pub(crate) fn site(row: &SiteRow) -> pb::Site {
         name: row.name.clone(),
         fabric: row.fabric.clone(),
         recovery: row.recovery,
+    }
+}
+
+/// A plan, with what keeps it from being run now.
+pub(crate) fn plan(row: &PlanRow, estate: &Estate) -> pb::Plan {
+    let (frozen, unknown) = crate::plans::freeze(&row.plan, estate);
+    let order = row.plan.order().unwrap_or_default();
+    let groups = order.iter().filter_map(|place| Some((*place, row.plan.groups.get(*place)?)));
+    let groups = groups
+        .map(|(place, group)| pb::PlanGroup {
+            name: group.name.clone(),
+            depends_on: row
+                .plan
+                .waits_for(place)
+                .into_iter()
+                .filter_map(|place| row.plan.groups.get(place).map(|group| group.name.clone()))
+                .collect(),
+            machines: group
+                .machines
+                .iter()
+                .map(|name| pb::PlanMachine {
+                    name: name.clone(),
+                    id: estate.machine_named(name).map(|entry| entry.row.id.to_string()).unwrap_or_default(),
+                })
+                .collect(),
+            manual: group.manual.clone(),
+        })
+        .collect();
+    let mut problems: Vec<String> =
+        unknown.iter().map(|name| format!("no machine is called {}", shown(name))).collect();
+    let mut testing = false;
+    for (id, name) in frozen.machines() {
+        match estate.machines.get(id).and_then(|entry| entry.row.protection.as_ref()) {
+            None => problems.push(format!("{} is not protected", shown(name))),
+            Some(protection) => testing |= protection.test != TestState::None,
+        }
+    }
+    let runs = |job: &&JobRow| job.params.plan.as_ref().is_some_and(|run| run.name == row.name);
+    let run = estate.jobs.values().rev().map(|entry| &entry.row).find(runs);
+    let mut orders = Vec::new();
+    if run.is_none_or(|run| run.state.is_over()) {
+        if unknown.is_empty() {
+            orders.extend(["test-failover", "failover"].map(str::to_owned));
+            orders.extend(testing.then(|| "cleanup".to_owned()));
+        }
+        orders.push("delete".into());
+    }
+    // Groups one after another, machines of a group beside one another.
+    let of_machine = |id: &MachineId| forecast_for(estate, *id, JobKind::TestFailover.name(), None);
+    let of_group = |group: &FrozenGroup| {
+        group.machines.iter().map(|(id, _)| of_machine(id)).try_fold(0.0f64, |most, one| Some(most.max(one?)))
+    };
+    let forecast = frozen.groups.iter().map(of_group).try_fold(0.0, |sum, one| Some(sum + one?));
+    pb::Plan {
+        name: row.name.clone(),
+        version: row.version,
+        text: row.text.clone(),
+        description: row.plan.description.clone(),
+        rto_objective_seconds: row.plan.rto_seconds.map(|seconds| seconds as f64),
+        groups,
+        problems,
+        last_drill_us: row.last_drill.map(|drill| drill.at.micros()),
+        last_drill_passed: row.last_drill.is_some_and(|drill| drill.passed),
+        last_drill_seconds: row.last_drill.and_then(|drill| drill.took).map(|took| took.as_secs_f64()),
+        forecast_seconds: forecast,
+        run: run.map(|run| run.id.to_string()).unwrap_or_default(),
+        orders,
+        deleted: row.deleted,
     }
 }
 
@@ -328,7 +398,13 @@ pub(crate) fn job(entry: &JobEntry, estate: &Estate) -> pb::Job {
         probes: facts.probes.iter().map(probe).collect(),
         note: facts.note.clone(),
     };
-    let told = brings_up || facts.point.is_some() || !facts.note.is_empty();
+    let machines = if facts.children.is_empty() {
+        vec![outcome]
+    } else {
+        let children = facts.children.iter().filter_map(|id| estate.jobs.get(id));
+        children.flat_map(|child| self::job(child, estate).machines).collect()
+    };
+    let told = !facts.children.is_empty() || brings_up || facts.point.is_some() || !facts.note.is_empty();
     let under_way = row.steps.iter().position(|step| step.state == continuum_model::job::StepState::Running);
     pb::Job {
         id: row.id.to_string(),
@@ -358,10 +434,15 @@ pub(crate) fn job(entry: &JobEntry, estate: &Estate) -> pb::Job {
         by: row.by.clone(),
         detail: row.detail.clone(),
         fault: row.fault.as_ref().map(fault),
-        machines: if told { vec![outcome] } else { Vec::new() },
+        machines: if told { machines } else { Vec::new() },
         may_cancel: row.state.may_cancel() && !row.cancel && kind.is_some_and(JobKind::may_cancel),
         may_retry: row.state.may_retry() && kind.is_some_and(JobKind::may_retry),
-        rto_objective_seconds: None,
+        rto_objective_seconds: row
+            .params
+            .plan
+            .as_ref()
+            .and_then(|run| run.rto_seconds)
+            .map(|seconds| seconds as f64),
         forecast_seconds: forecast(row, estate),
         waiting_for: entry
             .progress

@@ -18,6 +18,7 @@ use super::writes::{self, Refused};
 use crate::core::Core;
 use crate::store::StoreError;
 use crate::store::jobs::JobRow;
+use crate::store::plans::PlanRow;
 use continuum_model::fault::{Fault, FaultClass};
 use continuum_model::id::JobId;
 use continuum_model::job::{JobState, StepState};
@@ -83,8 +84,8 @@ pub(crate) async fn drive(core: &Arc<Core>, id: JobId) -> Result<(), StoreError>
 fn kind_of(job: &JobRow) -> Result<JobKind, StoreError> {
     let corrupt = |reason: String| StoreError::Corrupt { what: format!("job {}", job.id), reason };
     let kind = JobKind::named(&job.kind).ok_or_else(|| corrupt(format!("kind {} is not known", job.kind)))?;
-    let names: Vec<&str> = kind.steps().iter().map(|step| step.name()).collect();
-    if job.steps.iter().map(|step| step.name.as_str()).ne(names.iter().copied()) {
+    let steps = kind.steps_of(&job.params);
+    if job.steps.iter().map(|step| &step.name).ne(steps.iter().map(|(_, name)| name)) {
         return Err(corrupt("its steps are not those of its kind".into()));
     }
     Ok(kind)
@@ -103,7 +104,7 @@ async fn do_one(core: &Arc<Core>, job: JobRow, kind: JobKind) -> Result<(), Stor
         let state = if job.facts.warned { JobState::Warnings } else { JobState::Succeeded };
         return end(core, job.id, state, Vec::new()).await;
     };
-    let step = kind.steps()[place];
+    let (step, _) = kind.steps_of(&job.params)[place];
     let intent = update(core, job.id, |job, now| {
         job.state = JobState::Running;
         job.started.get_or_insert(now);
@@ -113,7 +114,7 @@ async fn do_one(core: &Arc<Core>, job: JobRow, kind: JobKind) -> Result<(), Stor
     .await?;
     core.store.interrupt().pass("before an effect")?;
     let cancel = core.cancel_token(job.id);
-    let mut ctx = Ctx::new(core, &intent, step);
+    let mut ctx = Ctx::new(core, &intent, step, place);
     let outcome = tokio::select! {
         () = core.stop.cancelled() => return Ok(()),
         // What was under way is of unknown effect; the undo deals with it.
@@ -159,6 +160,11 @@ async fn finish_step(
     if let Some(machine) = row.machine {
         writes::make(core, &mut tx, machine, done.writes, &row.by).await?;
     }
+    if let (Some(drill), Some(plan)) = (done.drill, &row.params.plan)
+        && let Some(known) = tx.plan(&plan.name).await?.filter(|plan| !plan.deleted)
+    {
+        tx.save_plan(PlanRow { last_drill: Some(drill), ..known }).await?;
+    }
     row.facts = facts;
     row.facts.warned |= done.warning;
     let step = &mut row.steps[place];
@@ -197,7 +203,8 @@ async fn turn_back(core: &Arc<Core>, id: JobId, fault: Option<Fault>) -> Result<
 async fn undo_one(core: &Arc<Core>, job: JobRow, kind: JobKind) -> Result<(), StoreError> {
     use StepState as S;
     // What has no undo stays as it is: it shows how far the job came.
-    let last = job.steps.iter().zip(kind.steps()).rposition(|(row, step)| {
+    let steps = kind.steps_of(&job.params);
+    let last = job.steps.iter().zip(&steps).rposition(|(row, (step, _))| {
         steps::has_undo(kind, *step)
             && matches!(row.state, S::Succeeded | S::Warnings | S::Running | S::Failed | S::Undoing)
     });
@@ -209,10 +216,10 @@ async fn undo_one(core: &Arc<Core>, job: JobRow, kind: JobKind) -> Result<(), St
         let leaves = plan::leaves(kind, &job, &reason, !stuck);
         return end(core, job.id, state, leaves).await;
     };
-    let step = kind.steps()[place];
+    let (step, _) = steps[place];
     let intent = update(core, job.id, |job, _| job.steps[place].state = StepState::Undoing).await?;
     core.store.interrupt().pass("before an undo")?;
-    let mut ctx = Ctx::new(core, &intent, step);
+    let mut ctx = Ctx::new(core, &intent, step, place);
     let outcome = tokio::select! {
         () = core.stop.cancelled() => return Ok(()),
         outcome = steps::undo(&mut ctx, kind) => outcome,

@@ -11,7 +11,12 @@
 //! verify         digest source → await target → digest replica → compare
 //! bookmark       barrier → await target → listed
 //! pin            mark
+//! plan-test-failover, plan-failover   for each group of the plan: bring up → a manual action, where there is one;
+//!                                     then report
+//! plan-cleanup   clean up all → report
 //! ```
+//!
+//! A run of a plan orders a job for each of its machines and waits for them; it does nothing to a machine itself.
 //!
 //! Lives here: names, order, legality. Lives elsewhere: what a step does (`steps`), how one step follows
 //! another (`engine`). A step's name is stored with the job: renaming one needs a new `store::jobs::PLAN`.
@@ -56,6 +61,12 @@ named!(
         RetryNow = "retry-now",
         Acknowledge = "acknowledge",
         SetPolicy = "set-policy",
+        PlanDrill = "plan-test-failover",
+        PlanCleanup = "plan-cleanup",
+        PlanFailover = "plan-failover",
+        ApplyPlan = "apply-plan",
+        CheckPlan = "check-plan",
+        DeletePlan = "delete-plan",
     }
 );
 
@@ -93,6 +104,9 @@ named!(
         Barrier = "barrier",
         Listed = "listed",
         Mark = "mark",
+        Group = "group",
+        Manual = "manual",
+        Report = "report",
     }
 );
 
@@ -128,7 +142,7 @@ pub(crate) enum Write {
 
 impl JobKind {
     /// All of them.
-    pub(crate) const ALL: [Self; 14] = [
+    pub(crate) const ALL: [Self; 20] = [
         Self::Protect,
         Self::TestFailover,
         Self::Cleanup,
@@ -143,15 +157,64 @@ impl JobKind {
         Self::Acknowledge,
         Self::SetPolicy,
         Self::Unprotect,
+        Self::PlanDrill,
+        Self::PlanCleanup,
+        Self::PlanFailover,
+        Self::ApplyPlan,
+        Self::CheckPlan,
+        Self::DeletePlan,
     ];
+
+    /// Whether it is about a plan, and about no single machine.
+    pub(crate) const fn is_about_plans(self) -> bool {
+        matches!(
+            self,
+            Self::PlanDrill
+                | Self::PlanCleanup
+                | Self::PlanFailover
+                | Self::ApplyPlan
+                | Self::CheckPlan
+                | Self::DeletePlan
+        )
+    }
+
+    /// What a run of a plan orders for each machine.
+    pub(crate) const fn of_each(self) -> Option<Self> {
+        match self {
+            Self::PlanDrill => Some(Self::TestFailover),
+            Self::PlanCleanup => Some(Self::Cleanup),
+            Self::PlanFailover => Some(Self::Failover),
+            _ => None,
+        }
+    }
 
     /// The one with this name.
     pub(crate) fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.name() == name)
     }
 
-    /// Its steps, in order; empty: it is done at once.
-    pub(crate) const fn steps(self) -> &'static [Step] {
+    /// The steps of a job, in order, and what they are called; none: it is done at once.
+    pub(crate) fn steps_of(self, params: &Params) -> Vec<(Step, String)> {
+        let Some(run) = params.plan.as_ref().filter(|_| self.of_each().is_some()) else {
+            return self.steps().iter().map(|step| (*step, step.name().to_owned())).collect();
+        };
+        let mut steps = Vec::new();
+        if self == Self::PlanCleanup {
+            steps.push((Step::Group, "clean up all".to_owned()));
+        } else {
+            for group in &run.groups {
+                steps.push((Step::Group, format!("group {}", shown(&group.name))));
+                if !group.manual.is_empty() {
+                    steps.push((Step::Manual, format!("by hand, after {}", shown(&group.name))));
+                }
+            }
+        }
+        steps.push((Step::Report, Step::Report.name().to_owned()));
+        steps
+    }
+
+    /// The steps of a kind that always has the same.
+    const fn steps(self) -> &'static [Step] {
         use Step as S;
         match self {
             Self::Protect => &[S::CheckProtect, S::NewEpoch, S::Relate, S::InitialReplication, S::FirstPoint],
@@ -175,18 +238,22 @@ impl JobKind {
             Self::Verify => &[S::SourceDigest, S::AwaitTarget, S::ReplicaDigest, S::Compare],
             Self::Bookmark => &[S::Barrier, S::AwaitTarget, S::Listed],
             Self::Pin => &[S::Mark],
+            // A run's are its plan's.
+            Self::PlanDrill | Self::PlanCleanup | Self::PlanFailover => &[],
             Self::Pause | Self::Resume | Self::RetryNow | Self::Acknowledge | Self::SetPolicy => &[],
+            Self::ApplyPlan | Self::CheckPlan | Self::DeletePlan => &[],
         }
     }
 
     /// Whether a person may stop it half-way.
     pub(crate) const fn may_cancel(self) -> bool {
         // What an unprotect or a commit removed does not come back; a cleanup half-way helps nobody.
-        !matches!(self, Self::Unprotect | Self::Commit | Self::Cleanup)
+        !matches!(self, Self::Unprotect | Self::Commit | Self::Cleanup | Self::PlanCleanup)
     }
 
     /// Whether a failed one may be tried again.
     pub(crate) const fn may_retry(self) -> bool {
+        // A run of a plan is ordered again: what was brought up already is left alone then.
         !self.steps().is_empty()
     }
 
@@ -257,6 +324,13 @@ pub(crate) fn begin(
         JobKind::Pause => vec![Write::Move(Event::Pause)],
         JobKind::Resume => vec![Write::Move(Event::Resume)],
         JobKind::Commit | JobKind::RetryNow | JobKind::Acknowledge | JobKind::SetPolicy => Vec::new(),
+        // Those change no row of a machine.
+        JobKind::PlanDrill
+        | JobKind::PlanCleanup
+        | JobKind::PlanFailover
+        | JobKind::ApplyPlan
+        | JobKind::CheckPlan
+        | JobKind::DeletePlan => Vec::new(),
     };
     Ok((writes, facts))
 }
@@ -354,6 +428,12 @@ pub(crate) fn possible(kind: JobKind, row: &MachineRow) -> Result<(), Fault> {
             ),
         },
         JobKind::RetryNow | JobKind::Pin | JobKind::Acknowledge | JobKind::SetPolicy => Ok(()),
+        JobKind::PlanDrill
+        | JobKind::PlanCleanup
+        | JobKind::PlanFailover
+        | JobKind::ApplyPlan
+        | JobKind::CheckPlan
+        | JobKind::DeletePlan => Ok(()),
     }
 }
 
@@ -390,6 +470,13 @@ pub(crate) fn leaves(kind: JobKind, job: &JobRow, reason: &str, clean: bool) -> 
         | JobKind::RetryNow
         | JobKind::Acknowledge
         | JobKind::SetPolicy => Vec::new(),
+        // What its machines' jobs leave is theirs.
+        JobKind::PlanDrill
+        | JobKind::PlanCleanup
+        | JobKind::PlanFailover
+        | JobKind::ApplyPlan
+        | JobKind::CheckPlan
+        | JobKind::DeletePlan => Vec::new(),
     }
 }
 
@@ -401,7 +488,7 @@ pub(crate) fn orders(entry: &MachineEntry, estate: &Estate) -> Vec<&'static str>
     JobKind::ALL
         .into_iter()
         // Those are about an alert and about a point, not about the machine.
-        .filter(|kind| !matches!(kind, JobKind::Acknowledge | JobKind::Pin))
+        .filter(|kind| !matches!(kind, JobKind::Acknowledge | JobKind::Pin) && !kind.is_about_plans())
         .filter(|kind| protected || *kind == JobKind::Protect)
         .filter(|kind| {
             possible(*kind, &entry.row).is_ok() && !under_way.iter().any(|other| kind.conflicts(*other))

@@ -1,6 +1,6 @@
 //! What would happen, to what, what would be lost, what is not ready. Changes nothing.
 
-use super::orders::{must_be_typed, no_machine, usage};
+use super::orders::{must_be_typed, no_machine, no_plan, usage};
 use crate::core::Core;
 use crate::estate::{Estate, MachineEntry, agent_of};
 use crate::jobs::plan::{self, JobKind, quoted};
@@ -119,8 +119,11 @@ pub(crate) async fn report(
     request: &pb::ReadinessRequest,
 ) -> Result<pb::ReadinessReply, Fault> {
     let name = if request.order.is_empty() { "test-failover" } else { &request.order };
+    if let Some(plan) = crate::plans::named(&request.machine) {
+        return of_plan(core, plan, name, &request.point).await;
+    }
     let kind = JobKind::named(name)
-        .filter(|kind| !matches!(kind, JobKind::Acknowledge | JobKind::SetPolicy))
+        .filter(|kind| !matches!(kind, JobKind::Acknowledge | JobKind::SetPolicy) && !kind.is_about_plans())
         .ok_or_else(|| {
             usage("order.unknown", &format!("there is no order {}", shown(name)), "see `continuum help`")
         })?;
@@ -154,6 +157,103 @@ pub(crate) async fn report(
         destroys: must_be_typed(kind),
         command: command(kind, &row.name, point),
         machine_version: row.version,
+    })
+}
+
+/// The readiness report of a run of a plan: one line for each of its machines.
+async fn of_plan(
+    core: &Arc<Core>,
+    name: &str,
+    order: &str,
+    point: &str,
+) -> Result<pb::ReadinessReply, Fault> {
+    let row = core.estate().plans.get(name).cloned().ok_or_else(|| no_plan(name))?;
+    let kind = match order {
+        "test-failover" => JobKind::PlanDrill,
+        "cleanup" => JobKind::PlanCleanup,
+        "failover" => JobKind::PlanFailover,
+        "delete" | "delete-plan" => JobKind::DeletePlan,
+        other => {
+            let remedy = "write test-failover, cleanup, failover or delete";
+            return Err(usage("plan.kind", &format!("a plan is not run as {}", shown(other)), remedy));
+        }
+    };
+    let point = if point.is_empty() { "latest" } else { point };
+    let told = {
+        let estate = core.estate();
+        project::plan(&row, &estate)
+    };
+    let mut checks: Vec<pb::Check> = told
+        .problems
+        .iter()
+        .map(|problem| check("plan", "failed", problem, "mend the plan, or protect the machine"))
+        .collect();
+    if !told.orders.iter().any(|possible| possible == order || kind == JobKind::DeletePlan)
+        && checks.is_empty()
+    {
+        let why = if kind == JobKind::PlanCleanup {
+            "no machine of it is up in a drill"
+        } else {
+            "a run of it is under way"
+        };
+        checks.push(check("plan", "failed", why, "see `continuum get plans` and `continuum get jobs`"));
+    }
+    let (mut loss_seconds, mut loss_bytes) = (0.0f64, 0);
+    if let Some(each) = kind.of_each().filter(|_| kind != JobKind::PlanCleanup) {
+        let machines =
+            told.groups.iter().flat_map(|group| &group.machines).filter(|machine| !machine.id.is_empty());
+        for machine in machines {
+            let state = {
+                let estate = core.estate();
+                estate.machine_named(&machine.id).map(|entry| plan::possible(each, &entry.row))
+            };
+            checks.push(match state {
+                Some(Err(fault)) => check(&machine.name, "failed", &fault.message, &fault.remedy),
+                None => check(&machine.name, "failed", "it is gone", "mend the plan"),
+                Some(Ok(())) => match preview(core, &machine.id, point).await {
+                    Ok(preview) => {
+                        loss_seconds = loss_seconds.max(preview.loss_seconds);
+                        loss_bytes += preview.loss_bytes;
+                        pb::Check { name: machine.name.clone(), ..preview_check(&preview) }
+                    }
+                    Err(fault) => check(&machine.name, "failed", &fault.message, &fault.remedy),
+                },
+            });
+        }
+    }
+    let machines: usize = told.groups.iter().map(|group| group.machines.len()).sum();
+    let (groups, shown_name, quoted_name) = (told.groups.len(), shown(name), quoted(name));
+    let summary = match kind {
+        JobKind::PlanCleanup => format!("what the drill of {shown_name} brought up is stopped and removed"),
+        JobKind::DeletePlan => format!("plan {shown_name} is deleted; its machines stay as they are"),
+        JobKind::PlanFailover => format!(
+            "{machines} machines in {groups} groups are brought up at the recovery site, and their sources are fenced; up to {loss_seconds:.1} s and {} are given up",
+            Bytes(loss_bytes)
+        ),
+        _ => format!(
+            "{machines} machines in {groups} groups are brought up beside the running ones, isolated; replication goes on and nothing is lost"
+        ),
+    };
+    let command = match kind {
+        JobKind::PlanCleanup => format!("continuum cleanup plan/{quoted_name}"),
+        JobKind::DeletePlan => format!("continuum delete plan {quoted_name} --yes --confirm {quoted_name}"),
+        JobKind::PlanFailover => {
+            format!(
+                "continuum failover plan/{quoted_name} --unplanned --point {point} --yes --confirm {quoted_name}"
+            )
+        }
+        _ => format!("continuum test-failover plan/{quoted_name} --point {point}"),
+    };
+    Ok(pb::ReadinessReply {
+        // One machine that cannot be brought up keeps no disaster recovery from the others.
+        ready: !checks.iter().any(|check| check.name == "plan" && check.state == "failed"),
+        summary,
+        checks,
+        forecast_seconds: told.forecast_seconds.filter(|_| kind != JobKind::PlanCleanup),
+        confirm: if must_be_typed(kind) { name.to_owned() } else { String::new() },
+        destroys: must_be_typed(kind),
+        command,
+        ..Default::default()
     })
 }
 
@@ -310,7 +410,15 @@ fn summary(kind: JobKind, name: &str, preview: Option<&pb::PreviewReply>) -> Str
         }
         JobKind::Resume => format!("the changes of {name} since the pause are sent"),
         JobKind::Pin => format!("retention leaves this recovery point of {name} alone"),
-        JobKind::RetryNow | JobKind::Acknowledge | JobKind::SetPolicy => format!("{} {name}", kind.name()),
+        JobKind::RetryNow
+        | JobKind::Acknowledge
+        | JobKind::SetPolicy
+        | JobKind::PlanDrill
+        | JobKind::PlanCleanup
+        | JobKind::PlanFailover
+        | JobKind::ApplyPlan
+        | JobKind::CheckPlan
+        | JobKind::DeletePlan => format!("{} {name}", kind.name()),
     }
 }
 

@@ -64,6 +64,7 @@ fn is_named(entity: &Any, name: &str) -> bool {
         Any::Server(server) => [&server.id, &server.name, ""],
         Any::Machine(machine) => [&machine.id, &machine.name, ""],
         Any::Policy(policy) => [&policy.id, &policy.name, ""],
+        Any::Plan(plan) => [&plan.name, "", ""],
         Any::Job(job) => [&job.id, &job.machine, &job.machine_id],
         Any::Alert(alert) => [&alert.id, &alert.object, &alert.object_id],
         Any::Event(event) => [&event.object, &event.object_id, ""],

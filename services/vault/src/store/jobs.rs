@@ -60,6 +60,35 @@ pub(crate) struct Params {
     pub(crate) keep_on_failure: bool,
     pub(crate) keep_replica: bool,
     pub(crate) pinned: bool,
+    /// What a run of a plan does.
+    pub(crate) plan: Option<FrozenPlan>,
+    /// How many manual actions of a run were done. The order that says so writes it, beside the engine.
+    pub(crate) proceeded: usize,
+}
+
+/// A plan as it was when its run began.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct FrozenPlan {
+    pub(crate) name: String,
+    pub(crate) rto_seconds: Option<u64>,
+    /// In the order in which they run.
+    pub(crate) groups: Vec<FrozenGroup>,
+}
+
+/// One of its groups.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct FrozenGroup {
+    pub(crate) name: String,
+    pub(crate) machines: Vec<(MachineId, String)>,
+    pub(crate) manual: String,
+}
+
+impl FrozenPlan {
+    /// Every machine, in order.
+    pub(crate) fn machines(&self) -> impl Iterator<Item = &(MachineId, String)> {
+        self.groups.iter().flat_map(|group| &group.machines)
+    }
 }
 
 /// What the steps found out so far; later steps build on it.
@@ -80,6 +109,10 @@ pub(crate) struct Facts {
     pub(crate) verified: Vec<Verified>,
     /// A step ended with something to look at.
     pub(crate) warned: bool,
+    /// Jobs that a run of a plan ordered.
+    pub(crate) children: Vec<JobId>,
+    /// Machines of a run that answer.
+    pub(crate) answered: usize,
 }
 
 /// A disk that was compared.

@@ -13,6 +13,7 @@ pub(crate) mod access;
 pub(crate) mod inventory;
 pub(crate) mod jobs;
 pub(crate) mod news;
+pub(crate) mod plans;
 mod schema;
 
 use continuum_model::fault::{Fault, FaultClass};

@@ -1,6 +1,6 @@
 //! What a commit makes known; events and alerts.
 
-use super::{Store, StoreError, Tx, inventory, jobs, parsed, signed, unsigned};
+use super::{Store, StoreError, Tx, inventory, jobs, parsed, plans, signed, unsigned};
 use continuum_model::id::AlertId;
 use continuum_model::time::Timestamp;
 use sqlx::Row;
@@ -11,6 +11,7 @@ use sqlx::any::AnyRow;
 pub(crate) enum News {
     Site(inventory::SiteRow),
     Policy(inventory::PolicyRow),
+    Plan(Box<plans::PlanRow>),
     Server(inventory::ServerRow),
     Machine(Box<inventory::MachineRow>),
     Job(Box<jobs::JobRow>),

@@ -14,7 +14,10 @@ pub(crate) enum Dialect {
     Postgres,
 }
 
-const MIGRATIONS: [(i64, &str); 1] = [(1, include_str!("../../migrations/0001_vault.sql"))];
+const MIGRATIONS: [(i64, &str); 2] = [
+    (1, include_str!("../../migrations/0001_vault.sql")),
+    (2, include_str!("../../migrations/0002_plan.sql")),
+];
 
 impl Dialect {
     fn text(self, sql: &str) -> String {

@@ -5,9 +5,10 @@
 //! Every step may run again from its beginning.
 //!
 //! Lives here: the context of a step and the table of steps. Lives beside it: what they do (`protection`,
-//! `bring_up`, `points`).
+//! `bring_up`, `points`, and `plan_run` for runs of plans).
 
 mod bring_up;
+mod plan_run;
 mod points;
 mod protection;
 
@@ -19,6 +20,7 @@ use crate::estate::{Estate, MachineEntry, Progress, agent_of};
 use crate::project;
 use crate::store::inventory::{BroughtUp, MachineRow, PointRow, ProbeRow, Protection};
 use crate::store::jobs::{Facts, JobRow, Verified};
+use crate::store::plans::DrillRow;
 use continuum_model::fault::{Fault, FaultClass};
 use continuum_model::id::{MachineId, ServerId};
 use continuum_model::point::PointKind;
@@ -47,6 +49,8 @@ pub(crate) struct Done {
     /// Something to look at.
     pub(crate) warning: bool,
     pub(crate) writes: Vec<Write>,
+    /// How the drill of a plan went.
+    pub(crate) drill: Option<DrillRow>,
 }
 
 impl Done {
@@ -67,6 +71,8 @@ pub(crate) struct Ctx<'a> {
     core: &'a Arc<Core>,
     job: &'a JobRow,
     step: Step,
+    /// Which of the job's steps.
+    place: usize,
     /// Starts as what earlier steps found out; kept when the step ends, however it ends.
     pub(crate) facts: Facts,
 }
@@ -113,6 +119,9 @@ pub(crate) async fn act(ctx: &mut Ctx<'_>) -> Result<Done, Fault> {
         Step::Barrier => ctx.barrier().await,
         Step::Listed => ctx.listed(),
         Step::Mark => ctx.mark().await,
+        Step::Group => ctx.group().await,
+        Step::Manual => ctx.manual().await,
+        Step::Report => ctx.report(),
     }
 }
 
@@ -137,8 +146,8 @@ pub(crate) async fn undo(ctx: &mut Ctx<'_>, kind: JobKind) -> Result<(), Fault> 
 }
 
 impl<'a> Ctx<'a> {
-    pub(crate) fn new(core: &'a Arc<Core>, job: &'a JobRow, step: Step) -> Self {
-        Self { core, job, step, facts: job.facts.clone() }
+    pub(crate) fn new(core: &'a Arc<Core>, job: &'a JobRow, step: Step, place: usize) -> Self {
+        Self { core, job, step, place, facts: job.facts.clone() }
     }
 
     fn machine_id(&self) -> Result<MachineId, Fault> {

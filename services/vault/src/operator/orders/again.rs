@@ -92,6 +92,45 @@ pub(super) async fn retry(core: &Arc<Core>, by: &Operator, job: &str) -> Result<
     Ok(id)
 }
 
+/// A person did what a run waits for.
+pub(super) async fn proceed(core: &Arc<Core>, by: &Operator, job: &str) -> Result<JobId, Fault> {
+    let mut tx = core.store.begin().await?;
+    let mut row = job_of(&mut tx, job).await?;
+    let waits = JobKind::named(&row.kind)
+        .map(|kind| kind.steps_of(&row.params))
+        .unwrap_or_default()
+        .iter()
+        .zip(&row.steps)
+        .any(|((step, _), row)| *step == plan::Step::Manual && row.state == StepState::Running);
+    if !waits || row.state.is_over() {
+        return Err(Fault::new(
+            FaultClass::NotReady,
+            "job.not-waiting",
+            format!("job {} ({}) does not wait for a person", row.id, row.kind),
+        )
+        .affects("this order")
+        .spares("the job goes on as it was")
+        .remedy("see what it does: continuum describe job"));
+    }
+    let id = row.id;
+    let done = row
+        .steps
+        .iter()
+        .zip(JobKind::named(&row.kind).map(|kind| kind.steps_of(&row.params)).unwrap_or_default());
+    // Said twice it counts once: the count is that of the step that waits.
+    let passed = done
+        .filter(|(row, (step, _))| *step == plan::Step::Manual && row.state != StepState::Pending)
+        .count();
+    row.params.proceeded = passed;
+    tx.audit(core.world.now(), &by.name, "proceed", &shown(&row.machine_name), "done", &format!("job {id}"))
+        .await?;
+    let text = format!("{} goes on", row.kind);
+    tx.add_event(core.event("job", &row.machine_name, String::new(), text, &by.name)).await?;
+    tx.save_job(row).await?;
+    core.commit(tx).await?;
+    Ok(id)
+}
+
 pub(super) async fn job_of(tx: &mut Tx, text: &str) -> Result<JobRow, Fault> {
     let unknown =
         || not_found("job.unknown", format!("there is no job {}", shown(text)), "see `continuum get jobs`");

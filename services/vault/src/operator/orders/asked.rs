@@ -25,8 +25,18 @@ pub(super) fn kind_of(order: &Order) -> JobKind {
         Order::PinPoint(_) => JobKind::Pin,
         Order::AcknowledgeAlert(_) => JobKind::Acknowledge,
         Order::SetPolicy(_) => JobKind::SetPolicy,
-        // Retrying and cancelling make no job of their own.
-        Order::RetryNow(_) | Order::CancelJob(_) | Order::RetryJob(_) => JobKind::RetryNow,
+        Order::ApplyPlan(order) if order.dry_run => JobKind::CheckPlan,
+        Order::ApplyPlan(_) => JobKind::ApplyPlan,
+        Order::DeletePlan(_) => JobKind::DeletePlan,
+        Order::RunPlan(order) => match order.kind.as_str() {
+            "cleanup" => JobKind::PlanCleanup,
+            "failover" => JobKind::PlanFailover,
+            _ => JobKind::PlanDrill,
+        },
+        // Retrying, cancelling and going on make no job of their own.
+        Order::RetryNow(_) | Order::CancelJob(_) | Order::RetryJob(_) | Order::Proceed(_) => {
+            JobKind::RetryNow
+        }
     }
 }
 
@@ -129,7 +139,35 @@ pub(super) fn asked(order: &Order) -> Result<Asked, Fault> {
                 order.policy.as_ref().map(|policy| shown(&policy.name)).unwrap_or_default()
             )
         }
-        Order::CancelJob(_) | Order::RetryJob(_) => String::new(),
+        Order::ApplyPlan(order) => {
+            let plan = crate::plans::parse(&order.text)?;
+            let act = if order.dry_run { "check" } else { "apply" };
+            params.name = plan.name.clone();
+            format!("{act} plan {}", shown(&plan.name))
+        }
+        Order::DeletePlan(order) => {
+            params.name = order.plan.clone();
+            format!("delete plan {}", shown(&limited(&order.plan, NAME_BYTES_MAX)))
+        }
+        Order::RunPlan(order) => {
+            if !matches!(order.kind.as_str(), "test-failover" | "cleanup" | "failover") {
+                return Err(usage(
+                    "plan.kind",
+                    &format!("a plan is not run as {}", shown(&limited(&order.kind, 100))),
+                    "write test-failover, cleanup or failover",
+                ));
+            }
+            params.name = order.plan.clone();
+            params.point = at(&order.point)?;
+            match kind {
+                JobKind::PlanCleanup => format!("clean up the drill of plan {}", shown(&order.plan)),
+                JobKind::PlanFailover => {
+                    format!("unplanned failover of plan {} to {}", shown(&order.plan), params.point)
+                }
+                _ => format!("drill of plan {} to {}", shown(&order.plan), params.point),
+            }
+        }
+        Order::CancelJob(_) | Order::RetryJob(_) | Order::Proceed(_) => String::new(),
     };
     Ok(Asked { kind, params, detail })
 }

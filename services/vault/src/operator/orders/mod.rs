@@ -4,14 +4,16 @@
 //! with the changes that the order itself makes, the intent put into the audit log. Then the engine begins.
 //! Of two orders with one key, however close, one makes the job and the other is given it.
 //!
-//! Lives beside it: reading an order (`asked`), orders about jobs (`again`), and what orders set (`settings`).
+//! Lives beside it: reading an order (`asked`), orders about jobs (`again`), what orders set (`settings`), and plans (`plans`).
 
 mod again;
 mod asked;
+mod plans;
 mod settings;
 
-use again::{cancel, retry};
+use again::{cancel, proceed, retry};
 use asked::{asked, kind_of};
+pub(crate) use plans::no_plan;
 use settings::{at_once_effects, protect};
 
 use crate::access::{Operator, Right};
@@ -70,6 +72,8 @@ pub(crate) async fn record(
     let right = match order {
         Order::CancelJob(_) => Right::Cancel,
         Order::RetryJob(_) => Right::Retry,
+        // Who may begin a drill may say that a thing was done.
+        Order::Proceed(_) => Right::Order(JobKind::PlanDrill),
         Order::Unprotect(order) if !order.keep_replica => Right::DeletePoints,
         order => Right::Order(kind_of(order)),
     };
@@ -79,7 +83,12 @@ pub(crate) async fn record(
     match order {
         Order::CancelJob(order) => cancel(core, by, &order.job).await.map(|id| (id, false)),
         Order::RetryJob(order) => retry(core, by, &order.job).await.map(|id| (id, false)),
-        Order::AcknowledgeAlert(_) | Order::SetPolicy(_) => begin(core, by, &request, None).await,
+        Order::Proceed(order) => proceed(core, by, &order.job).await.map(|id| (id, false)),
+        Order::AcknowledgeAlert(_)
+        | Order::SetPolicy(_)
+        | Order::ApplyPlan(_)
+        | Order::DeletePlan(_)
+        | Order::RunPlan(_) => begin(core, by, &request, None).await,
         _ => {
             let machine = core.estate().machine_named(&request.machine).map(|entry| entry.row.id);
             let machine = machine.ok_or_else(|| no_machine(&request.machine))?;
@@ -90,7 +99,14 @@ pub(crate) async fn record(
 
 /// Whether the machine's name must be typed before this happens.
 pub(crate) const fn must_be_typed(kind: JobKind) -> bool {
-    matches!(kind, JobKind::Failover | JobKind::Commit | JobKind::Unprotect)
+    matches!(
+        kind,
+        JobKind::Failover
+            | JobKind::Commit
+            | JobKind::Unprotect
+            | JobKind::PlanFailover
+            | JobKind::DeletePlan
+    )
 }
 
 async fn begin(
@@ -103,7 +119,7 @@ async fn begin(
         .order
         .as_ref()
         .ok_or_else(|| usage("order.empty", "the request holds no order", "choose one"))?;
-    let asked = asked(order)?;
+    let mut asked = asked(order)?;
     let now = core.world.now();
     let id = core.world.id(JobId::make);
     let mut tx = core.store.begin().await?;
@@ -151,15 +167,20 @@ async fn begin(
         changes.extend(more);
         facts = begun;
     }
+    if asked.kind.is_about_plans() {
+        plans::check(core, &mut tx, &mut asked, request).await?;
+    }
+    let about = asked.params.plan.as_ref().map(|plan| format!("plan/{}", plan.name));
     let mut job = JobRow {
         id,
         version: 0,
         kind: asked.kind.name().to_owned(),
         machine,
-        machine_name: row.as_ref().map(|row| row.name.clone()).unwrap_or_default(),
+        machine_name: row.as_ref().map(|row| row.name.clone()).or(about).unwrap_or_default(),
         state: JobState::Queued,
         by: by.name.clone(),
         detail: asked.detail,
+        steps: asked.kind.steps_of(&asked.params).iter().map(|(_, name)| fresh(name)).collect(),
         params: asked.params,
         facts,
         fault: None,
@@ -168,7 +189,6 @@ async fn begin(
         created: now,
         started: None,
         ended: None,
-        steps: asked.kind.steps().iter().map(|step| fresh(step.name())).collect(),
     };
     if let Some(machine) = machine {
         writes::make(core, &mut tx, machine, changes, &by.name).await.map_err(writes::Refused::fault)?;
@@ -176,6 +196,7 @@ async fn begin(
     let at_once = job.steps.is_empty();
     if at_once {
         at_once_effects(core, &mut tx, order, row.as_ref()).await?;
+        plans::effects(&mut tx, order).await?;
         job.state = JobState::Succeeded;
         job.started = Some(now);
         job.ended = Some(now);

@@ -1,0 +1,107 @@
+//! Orders about recovery plans.
+
+use super::asked::Asked;
+use super::*;
+use crate::plans::{freeze, parse};
+use crate::store::plans::PlanRow;
+
+/// Whether an order about a plan is possible now; what a run needs is put into its parameters.
+pub(super) async fn check(
+    core: &Arc<Core>,
+    tx: &mut Tx,
+    asked: &mut Asked,
+    request: &pb::OrderRequest,
+) -> Result<(), Fault> {
+    let name = asked.params.name.clone();
+    let known = tx.plan(&name).await?.filter(|plan| !plan.deleted);
+    if matches!(asked.kind, JobKind::ApplyPlan | JobKind::CheckPlan) {
+        let Some(Order::ApplyPlan(order)) = &request.order else { return Ok(()) };
+        let (_, unknown) = freeze(&parse(&order.text)?, &core.estate());
+        asked.detail = match &known {
+            None => format!("{}: it is new", asked.detail),
+            Some(plan) if plan.text == order.text => format!("{}: nothing changes", asked.detail),
+            Some(plan) => format!("{}: version {} follows {}", asked.detail, plan.version + 1, plan.version),
+        };
+        if !unknown.is_empty() {
+            let unknown: Vec<String> = unknown.iter().take(10).map(|name| shown(name)).collect();
+            asked.detail.push_str(&format!("; no machine is called {}", unknown.join(", ")));
+        }
+        return Ok(());
+    }
+    let plan = known.ok_or_else(|| no_plan(&name))?;
+    if must_be_typed(asked.kind) && request.confirm != plan.name {
+        return Err(usage(
+            "order.unconfirmed",
+            &format!("{} of plan {} needs the plan's name, typed out", asked.kind.name(), shown(&plan.name)),
+            &format!("give it exactly, such as --confirm {}", quoted(&plan.name)),
+        ));
+    }
+    let running = {
+        let estate = core.estate();
+        let mut jobs = estate.jobs.values().map(|entry| &entry.row).filter(|job| !job.state.is_over());
+        jobs.find(|job| job.params.plan.as_ref().is_some_and(|run| run.name == plan.name)).map(|job| job.id)
+    };
+    if let Some(job) = running {
+        return Err(Fault::new(
+            FaultClass::Conflict,
+            "plan.running",
+            format!("a run of plan {} is under way (job {job})", shown(&plan.name)),
+        )
+        .affects("this order")
+        .spares("that run, which goes on")
+        .remedy(format!("wait for it (continuum wait {job}), or cancel it")));
+    }
+    if asked.kind == JobKind::DeletePlan {
+        return Ok(());
+    }
+    let (frozen, unknown) = freeze(&plan.plan, &core.estate());
+    if !unknown.is_empty() {
+        let unknown: Vec<String> = unknown.iter().take(10).map(|name| shown(name)).collect();
+        return Err(Fault::new(
+            FaultClass::NotReady,
+            "plan.machines",
+            format!("plan {} names machines that there are not: {}", shown(&plan.name), unknown.join(", ")),
+        )
+        .affects("this order")
+        .spares("nothing was changed")
+        .remedy("mend the plan (continuum get plans -o yaml, continuum apply -f), or register them"));
+    }
+    asked.params.plan = Some(frozen);
+    Ok(())
+}
+
+/// What an order about a plan changes at once.
+pub(super) async fn effects(tx: &mut Tx, order: &Order) -> Result<(), Fault> {
+    match order {
+        Order::ApplyPlan(order) if !order.dry_run => {
+            let plan = parse(&order.text)?;
+            let known = tx.plan(&plan.name).await?;
+            let unchanged = known.as_ref().is_some_and(|row| !row.deleted && row.text == order.text);
+            if !unchanged {
+                tx.save_plan(PlanRow {
+                    name: plan.name.clone(),
+                    version: known.as_ref().map_or(1, |row| row.version + 1),
+                    text: order.text.clone(),
+                    plan,
+                    deleted: false,
+                    last_drill: known.and_then(|row| row.last_drill),
+                })
+                .await?;
+            }
+        }
+        Order::DeletePlan(order) => {
+            let known = tx.plan(&order.plan).await?.ok_or_else(|| no_plan(&order.plan))?;
+            tx.save_plan(PlanRow { deleted: true, version: known.version + 1, ..known }).await?;
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+pub(crate) fn no_plan(name: &str) -> Fault {
+    not_found(
+        "plan.unknown",
+        format!("there is no plan {}", shown(&limited(name, 300))),
+        "see `continuum get plans`",
+    )
+}
