@@ -178,6 +178,31 @@ Examples:
     /// Stop a job; what it did is undone
     #[command(after_help = "Examples:\n  continuum cancel JOB")]
     Cancel(Cancel),
+    /// Make or change recovery plans from YAML files
+    #[command(after_help = "\
+A plan brings groups of machines up one after another:
+
+  name: shop
+  rto_seconds: 600            # an objective; a drill is measured against it
+  groups:
+    - name: databases
+      machines: [db-01]
+      manual: Look at the replication slots.    # the run waits until `continuum proceed`
+    - name: front             # after the group above; depends_on: [databases, …] says it otherwise
+      machines: [web-01, web-02]
+
+Examples:
+  continuum apply -f shop.yaml --dry-run
+  continuum apply -f shop.yaml
+  continuum test-failover plan/shop
+  continuum get plans")]
+    Apply(Apply),
+    /// Delete a recovery plan; its machines stay as they are
+    #[command(after_help = "Examples:\n  continuum delete plan shop --yes --confirm shop")]
+    Delete(Delete),
+    /// Tell a run of a plan that what it waits for was done by hand
+    #[command(after_help = "Examples:\n  continuum get jobs\n  continuum proceed JOB")]
+    Proceed(Proceed),
     /// Mark an alert as seen
     #[command(after_help = "Examples:\n  continuum acknowledge ALERT")]
     Acknowledge(Acknowledge),
@@ -275,6 +300,9 @@ pub enum Noun {
     /// What happened
     #[value(name = "events", alias = "event")]
     Events,
+    /// Recovery plans
+    #[value(name = "plans", alias = "plan")]
+    Plans,
 }
 
 impl Noun {
@@ -289,6 +317,7 @@ impl Noun {
             Self::Alerts => "alert",
             Self::Servers => "server",
             Self::Events => "event",
+            Self::Plans => "plan",
         }
     }
     /// Its name, for several.
@@ -302,6 +331,7 @@ impl Noun {
             Self::Alerts => "alerts",
             Self::Servers => "servers",
             Self::Events => "events",
+            Self::Plans => "plans",
         }
     }
 }
@@ -481,7 +511,7 @@ impl Rehearsed {
 /// `readiness`
 #[derive(Debug, Args)]
 pub struct Readiness {
-    /// Which machine, by name or id
+    /// Which machine, by name or id, or plan/NAME
     pub machine: String,
     /// For which order
     #[arg(long = "for", value_enum, default_value_t, value_name = "ORDER")]
@@ -494,7 +524,7 @@ pub struct Readiness {
 /// `test-failover`
 #[derive(Debug, Args)]
 pub struct TestFailover {
-    /// Which machine, by name or id
+    /// Which machine, by name or id, or plan/NAME
     pub machine: String,
     /// Which moment: latest (least loss), processed (least wait), app, a point's id, or a time: the newest moment at or before it
     #[arg(long, value_parser = point, default_value = "latest")]
@@ -510,7 +540,7 @@ pub struct TestFailover {
 /// `cleanup`
 #[derive(Debug, Args)]
 pub struct Cleanup {
-    /// Which machine, by name or id
+    /// Which machine, by name or id, or plan/NAME
     pub machine: String,
     /// What was learned; kept with the drill
     #[arg(long, default_value = "", allow_hyphen_values = true, hide_default_value = true)]
@@ -524,7 +554,7 @@ pub struct Cleanup {
 #[derive(Debug, Args)]
 #[command(group = clap::ArgGroup::new("kind").required(true).args(["unplanned", "planned"]))]
 pub struct Failover {
-    /// Which machine, by name or id
+    /// Which machine, by name or id, or plan/NAME
     pub machine: String,
     /// The source is not asked; it is kept out when it returns
     #[arg(long)]
@@ -574,6 +604,53 @@ pub struct Retry {
 #[derive(Debug, Args)]
 pub struct Cancel {
     /// Which job, by id
+    pub job: String,
+    /// Following.
+    #[command(flatten)]
+    pub wait: Wait,
+}
+
+/// `apply`
+#[derive(Debug, Args)]
+pub struct Apply {
+    /// A file; `-` is standard input
+    #[arg(short = 'f', long = "file", value_name = "FILE", required = true)]
+    pub files: Vec<std::path::PathBuf>,
+    /// Only check, and say what would change
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Following.
+    #[command(flatten)]
+    pub wait: Wait,
+}
+
+/// `delete`
+#[derive(Debug, Args)]
+pub struct Delete {
+    /// What
+    #[arg(value_enum, value_name = "KIND")]
+    pub what: Deletable,
+    /// Its name
+    pub name: String,
+    /// Agreement.
+    #[command(flatten)]
+    pub consent: Consent,
+    /// Following.
+    #[command(flatten)]
+    pub wait: Wait,
+}
+
+/// What can be deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Deletable {
+    /// A recovery plan
+    Plan,
+}
+
+/// `proceed`
+#[derive(Debug, Args)]
+pub struct Proceed {
+    /// Which run, by the id of its job
     pub job: String,
     /// Following.
     #[command(flatten)]

@@ -263,6 +263,36 @@ pub fn policy(p: &pb::Policy) -> Doc {
     ])
 }
 
+/// A recovery plan. Its text is the YAML that `apply` takes, unchanged.
+pub fn plan(p: &pb::Plan) -> Doc {
+    let group = |group: &pb::PlanGroup| {
+        let machine = |machine: &pb::PlanMachine| {
+            Doc::Map(vec![("name", Doc::text(&machine.name)), ("id", Doc::text(&machine.id))])
+        };
+        Doc::Map(vec![
+            ("name", Doc::text(&group.name)),
+            ("depends_on", Doc::List(group.depends_on.iter().map(|name| Doc::text(name)).collect())),
+            ("machines", Doc::List(group.machines.iter().map(machine).collect())),
+            ("manual", Doc::text(&group.manual)),
+        ])
+    };
+    Doc::Map(vec![
+        ("name", Doc::text(&p.name)),
+        ("version", p.version.into()),
+        ("description", Doc::text(&p.description)),
+        ("rto_objective_seconds", p.rto_objective_seconds.into()),
+        ("forecast_seconds", p.forecast_seconds.into()),
+        ("groups", Doc::List(p.groups.iter().map(group).collect())),
+        ("problems", Doc::List(p.problems.iter().map(|problem| Doc::text(problem)).collect())),
+        ("last_drill", time(p.last_drill_us)),
+        ("last_drill_passed", p.last_drill_us.map(|_| p.last_drill_passed).into()),
+        ("last_drill_seconds", p.last_drill_seconds.into()),
+        ("run", Doc::text(&p.run)),
+        ("orders", Doc::List(p.orders.iter().map(|order| Doc::text(order)).collect())),
+        ("text", Doc::text(&p.text)),
+    ])
+}
+
 /// An alert.
 pub fn alert(a: &pb::Alert) -> Doc {
     Doc::Map(vec![

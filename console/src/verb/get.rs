@@ -42,6 +42,7 @@ pub async fn run(setting: &Setting, get: &Get) -> Result<(), Fault> {
     if entities.is_empty() && !name.is_empty() {
         return Err(unknown(get.noun, name));
     }
+    entities.retain(|entity| !matches!(entity, Entity::Plan(plan) if plan.deleted));
     worst_first(&mut entities);
     let now = SystemClock::default().wall();
     let docs = entities.iter().map(doc).collect();
@@ -78,6 +79,7 @@ pub const fn kind_of(noun: Noun) -> pb::Kind {
         Noun::Alerts => pb::Kind::Alert,
         Noun::Servers => pb::Kind::Server,
         Noun::Events => pb::Kind::Event,
+        Noun::Plans => pb::Kind::Plan,
         Noun::Points => pb::Kind::Unspecified,
     }
 }
@@ -91,6 +93,7 @@ fn blank(noun: Noun) -> Entity {
         Noun::Alerts => Entity::Alert(pb::Alert::default()),
         Noun::Servers => Entity::Server(pb::Server::default()),
         Noun::Events => Entity::Event(pb::Event::default()),
+        Noun::Plans => Entity::Plan(pb::Plan::default()),
     }
 }
 
@@ -104,6 +107,7 @@ pub fn doc(entity: &Entity) -> Doc {
         Entity::Job(job) => contract::order(job),
         Entity::Alert(alert) => contract::alert(alert),
         Entity::Event(event) => contract::event(event),
+        Entity::Plan(plan) => contract::plan(plan),
     }
 }
 
@@ -130,6 +134,9 @@ pub fn worst_first(entities: &mut [Entity]) {
         (Entity::Event(a), Entity::Event(b)) => (b.time_us, b.id).cmp(&(a.time_us, a.id)),
         (Entity::Site(a), Entity::Site(b)) => (&a.name, &a.id).cmp(&(&b.name, &b.id)),
         (Entity::Policy(a), Entity::Policy(b)) => (&a.name, &a.id).cmp(&(&b.name, &b.id)),
+        (Entity::Plan(a), Entity::Plan(b)) => {
+            (a.problems.is_empty(), &a.name).cmp(&(b.problems.is_empty(), &b.name))
+        }
         _ => Ordering::Equal,
     });
 }
@@ -151,6 +158,7 @@ fn table(noun: Noun, entities: &[Entity], wide: bool, now: Timestamp) -> Table {
                 .to_owned()
         }
         Noun::Alerts => "No alerts: nothing needs a person.".to_owned(),
+        Noun::Plans => "No recovery plans yet: see `continuum apply --help`.".to_owned(),
         _ => format!("No {} yet.", noun.plural()),
     };
     let mut table = Table::new(head(noun, wide), empty).whole(wide);
@@ -232,6 +240,9 @@ pub fn head(noun: Noun, wide: bool) -> &'static [&'static str] {
             &["SEVERITY", ">AGE", "STATE", "OBJECT", "WHAT HAPPENED", "WHY", "WHAT TO DO", "CODE", "ID"]
         }
         (Noun::Events, _) => &["TIME", "KIND", "OBJECT", "WHAT", "BY"],
+        (Noun::Plans, _) => {
+            &["NAME", ">GROUPS", ">MACHINES", ">OBJECTIVE", ">FORECAST", ">LAST DRILL", "PASSED", "NEEDS"]
+        }
         (Noun::Points, false) => &["TIME", ">AGE", "KIND", "NAME", "PROVEN", "ID"],
         (Noun::Points, true) => {
             &["TIME", ">AGE", "KIND", "NAME", "PINNED", "BOOTED", "PROBED", "DIGEST EQUAL", "ID"]
@@ -287,6 +298,7 @@ pub fn row(entity: &Entity, wide: bool, now: Timestamp, names: &Names) -> Vec<Ce
         ],
         Entity::Server(server) => server_row(server, wide, now),
         Entity::Policy(policy) => policy_row(policy, wide),
+        Entity::Plan(plan) => plan_row(plan, now),
         Entity::Job(job) => job_row(job, wide, now),
         Entity::Alert(alert) => alert_row(alert, wide, now),
         Entity::Event(event) => vec![
@@ -385,6 +397,25 @@ fn server_row(s: &pb::Server, wide: bool, now: Timestamp) -> Vec<Cell> {
         ]);
     }
     cells
+}
+
+fn plan_row(p: &pb::Plan, now: Timestamp) -> Vec<Cell> {
+    let machines: usize = p.groups.iter().map(|group| group.machines.len()).sum();
+    let passed = match (p.last_drill_us, p.last_drill_passed) {
+        (None, _) => Cell::new("never"),
+        (Some(_), true) => Cell::state("passed"),
+        (Some(_), false) => Cell::state("failed"),
+    };
+    vec![
+        p.name.as_str().into(),
+        p.groups.len().to_string().into(),
+        machines.to_string().into(),
+        human::seconds(p.rto_objective_seconds).into(),
+        human::seconds(p.forecast_seconds).into(),
+        human::age(p.last_drill_us, now).into(),
+        passed,
+        Cell::from(p.problems.join("; ")),
+    ]
 }
 
 fn policy_row(p: &pb::Policy, wide: bool) -> Vec<Cell> {
@@ -617,6 +648,7 @@ pub fn is_called(entity: &Entity, name: &str) -> bool {
         Entity::Server(server) => (server.id.as_str(), server.name.as_str()),
         Entity::Machine(machine) => (machine.id.as_str(), machine.name.as_str()),
         Entity::Policy(policy) => (policy.id.as_str(), policy.name.as_str()),
+        Entity::Plan(plan) => (plan.name.as_str(), plan.name.as_str()),
         Entity::Job(job) => (job.id.as_str(), job.machine.as_str()),
         Entity::Alert(alert) => (alert.id.as_str(), alert.object.as_str()),
         Entity::Event(event) => return event.object == name || event.object_id == name,

@@ -166,6 +166,25 @@ async fn ask(setting: &Setting, verb: Verb) -> Result<(), Fault> {
             let order = pb::PinPoint { point: o.point, pinned: !o.remove };
             order::give(setting, &o.machine, Order::PinPoint(order), &o.wait, None).await
         }
+        Verb::TestFailover(o) if plan_of(&o.machine).is_some() => {
+            let order = run_plan(&o.machine, "test-failover", &o.point);
+            order::give(setting, &o.machine, order, &o.wait, None).await
+        }
+        Verb::Cleanup(o) if plan_of(&o.machine).is_some() => {
+            let order = run_plan(&o.machine, "cleanup", "");
+            order::give(setting, &o.machine, order, &o.wait, None).await
+        }
+        Verb::Apply(apply) => order::apply(setting, &apply).await,
+        Verb::Delete(o) => {
+            let args::Deletable::Plan = o.what;
+            let name = format!("plan/{}", o.name);
+            let danger = Danger { order: "delete", point: "", consent: &o.consent };
+            let order = Order::DeletePlan(pb::DeletePlan { plan: o.name });
+            order::give(setting, &name, order, &o.wait, Some(danger)).await
+        }
+        Verb::Proceed(o) => {
+            order::give(setting, "", Order::Proceed(pb::Proceed { job: o.job }), &o.wait, None).await
+        }
         Verb::TestFailover(o) => {
             let order = pb::TestFailoverOrder { point: o.point, keep_on_failure: o.keep };
             order::give(setting, &o.machine, Order::TestFailover(order), &o.wait, None).await
@@ -207,8 +226,11 @@ async fn ask(setting: &Setting, verb: Verb) -> Result<(), Fault> {
         Verb::Failover(o) => {
             let point = o.point.unwrap_or_default();
             let danger = Danger { order: "failover", point: &point, consent: &o.consent };
-            let order = pb::FailoverOrder { kind: "unplanned".into(), point: point.clone() };
-            order::give(setting, &o.machine, Order::Failover(order), &o.wait, Some(danger)).await
+            let order = match plan_of(&o.machine) {
+                Some(_) => run_plan(&o.machine, "failover", &point),
+                None => Order::Failover(pb::FailoverOrder { kind: "unplanned".into(), point: point.clone() }),
+            };
+            order::give(setting, &o.machine, order, &o.wait, Some(danger)).await
         }
         // Handled before the runtime was made.
         Verb::Completions { .. }
@@ -218,6 +240,16 @@ async fn ask(setting: &Setting, verb: Verb) -> Result<(), Fault> {
         | Verb::Lab(_)
         | Verb::Role(_) => Ok(()),
     }
+}
+
+/// The name in `plan/NAME`.
+fn plan_of(name: &str) -> Option<&str> {
+    name.strip_prefix("plan/")
+}
+
+fn run_plan(name: &str, kind: &str, point: &str) -> Order {
+    let plan = plan_of(name).unwrap_or_default().to_owned();
+    Order::RunPlan(pb::RunPlan { plan, kind: kind.into(), point: point.into() })
 }
 
 /// Whether `-o json` stands among the words; for errors of the words themselves.

@@ -108,6 +108,42 @@ pub async fn protect(setting: &Setting, protect: &args::Protect) -> Result<(), F
     finish(setting, vault, jobs, &protect.wait).await
 }
 
+/// `apply`: the plans in files, one after another.
+pub async fn apply(setting: &Setting, apply: &args::Apply) -> Result<(), Fault> {
+    let mut texts = Vec::new();
+    for path in &apply.files {
+        let read = if path.as_os_str() == "-" {
+            io::read_to_string(io::stdin())
+        } else {
+            std::fs::read_to_string(path)
+        };
+        let text = read.map_err(|error| {
+            let path = shown(&path.display().to_string());
+            Fault::new(FaultClass::Usage, "file.unread", format!("{path}: {error}"))
+                .spares("nothing was changed")
+                .remedy("name a file of UTF-8 text that you may read")
+        })?;
+        texts.push(text);
+    }
+    let mut vault = Vault::connect(&setting.choice).await?;
+    let several = texts.len() > 1;
+    let mut jobs = Vec::new();
+    for (at, text) in texts.into_iter().enumerate() {
+        let key = match &apply.wait.key {
+            Some(key) if several => format!("{key}.{at}"),
+            _ => key(&apply.wait),
+        };
+        let order = Order::ApplyPlan(pb::ApplyPlan { text, dry_run: apply.dry_run });
+        let request = pb::OrderRequest { key, order: Some(order), ..Default::default() };
+        let file = shown(&apply.files[at].display().to_string());
+        let sent = send(setting, &mut vault, request).await;
+        let job = sent.map_err(|fault| Fault { message: format!("{file}: {}", fault.message), ..fault })?;
+        setting.say(&job.detail);
+        jobs.push(job);
+    }
+    finish(setting, vault, jobs, &apply.wait).await
+}
+
 /// `wait`: follows a job that was begun elsewhere.
 pub async fn wait(setting: &Setting, wanted: &args::WaitFor) -> Result<(), Fault> {
     let mut vault = Vault::connect(&setting.choice).await?;

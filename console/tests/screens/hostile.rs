@@ -50,6 +50,17 @@ fn estate(text: &str) -> Vec<Entity> {
                 }
             }
             Entity::Policy(policy) => policy.name = text.into(),
+            Entity::Plan(plan) => {
+                (plan.name, plan.description) = (text.into(), long.clone());
+                plan.problems = vec![long.clone()];
+                for group in &mut plan.groups {
+                    (group.name, group.manual) = (text.into(), long.clone());
+                    group.depends_on = vec![text.into()];
+                    for machine in &mut group.machines {
+                        machine.name = text.into();
+                    }
+                }
+            }
             Entity::Job(job) => {
                 (job.machine, job.detail, job.by) = (text.into(), long.clone(), text.into());
                 for step in &mut job.steps {
@@ -93,6 +104,9 @@ fn no_cell_holds_anything_dangerous_at_any_size() {
                 "6",
                 "6<enter>",
                 "7",
+                "4",
+                "4t",
+                "4a",
                 "8",
                 "?",
                 ":open ",

@@ -179,6 +179,45 @@ fn the_ladder_holds_for_every_dangerous_order() {
 }
 
 #[test]
+fn a_plan_is_drilled_with_a_yes_and_failed_over_with_its_name() {
+    use pb::order_request::Order;
+    let mut console = Console::night((80, 24));
+    console.press("4t");
+    console.answered();
+    assert!(console.orders().is_empty());
+    console.press("y");
+    let orders = console.orders();
+    assert_eq!((orders.len(), orders[0].expected_version), (1, 4));
+    let Some(Order::RunPlan(run)) = &orders[0].order else { panic!("{orders:?}") };
+    assert_eq!(
+        (run.plan.as_str(), run.kind.as_str(), run.point.as_str()),
+        ("shop", "test-failover", "latest")
+    );
+    for (typed, agreed) in [("y<enter>", false), ("plan/shop<tab><enter>", false), ("shop<tab><enter>", true)]
+    {
+        let mut console = Console::night((80, 24));
+        console.press("4af");
+        console.answered();
+        console.press(typed);
+        assert_eq!(console.orders().len(), usize::from(agreed), "{typed}");
+        if let Some(order) = console.orders().first() {
+            assert_eq!(order.confirm, "shop");
+        }
+    }
+    // Its text changed while the question stood there.
+    let mut console = Console::night((80, 24));
+    console.press("4t");
+    console.answered();
+    console.changed(Entity::Plan(pb::Plan { version: 5, ..scene::plan() }));
+    console.press("y");
+    assert!(console.orders().is_empty());
+    // What is for machines is not offered for a plan.
+    let mut console = Console::night((80, 24));
+    console.press("4au");
+    assert!(console.state.dialog.is_none());
+}
+
+#[test]
 fn what_was_typed_before_the_question_is_no_answer() {
     let mut console = Console::night((80, 24));
     console.press("3/app<enter>");

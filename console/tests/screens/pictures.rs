@@ -11,7 +11,7 @@ use std::time::Duration;
 const SIZES: [(u16, u16); 4] = [(60, 15), (80, 24), (120, 40), (200, 50)];
 
 /// Keys from the start, and what the screen is called.
-const SCREENS: [(&str, &str); 18] = [
+const SCREENS: [(&str, &str); 20] = [
     ("pulse", ""),
     ("sites", "2"),
     ("machines", "3"),
@@ -27,6 +27,8 @@ const SCREENS: [(&str, &str); 18] = [
     ("alerts", "6"),
     ("servers", "7"),
     ("policies", "8"),
+    ("plans", "4"),
+    ("plans-menu", "4a"),
     ("menu", "3a"),
     ("palette", ":test"),
     ("help", "?"),
@@ -53,6 +55,8 @@ fn dialogs_are_as_stored() {
             ("dialog-drill", "3t"),
             ("dialog-failover", "3af"),
             ("dialog-failover-typed", "3af"),
+            ("dialog-plan-drill", "4t"),
+            ("dialog-plan-failover", "4af"),
             ("dialog-bookmark", "3ab"),
             ("dialog-protect", "3/web-02<enter>ap"),
         ] {

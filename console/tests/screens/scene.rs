@@ -94,7 +94,12 @@ impl Console {
                     Effect::Readiness(tag, request) => {
                         asked = true;
                         let machine = self.state.estate.machines.get(&request.machine).cloned();
-                        let report = readiness(&machine.unwrap_or_default(), &request);
+                        // A plan stands in a machine's place.
+                        let plan = request
+                            .machine
+                            .strip_prefix("plan/")
+                            .map(|name| pb::Machine { name: name.into(), ..Default::default() });
+                        let report = readiness(&machine.or(plan).unwrap_or_default(), &request);
                         self.take(Message::Answer(tag, Box::new(Answer::Readiness(Ok(report)))));
                     }
                     Effect::Timeline(tag, request) => {
@@ -392,6 +397,7 @@ pub fn estate() -> Vec<Entity> {
         Entity::Machine(testing),
         Entity::Machine(free),
         Entity::Policy(policy),
+        Entity::Plan(plan()),
         Entity::Job(drill("running")),
         Entity::Job(pb::Job {
             id: "01a20000-0000-7000-8000-00000000f002".into(),
@@ -415,6 +421,34 @@ pub fn estate() -> Vec<Entity> {
         Entity::Event(event(2, "mode", "data: replication is continuous", 5 * HOUR)),
         Entity::Event(event(3, "bookmark", "bookmark before-upgrade", 6 * HOUR)),
     ]
+}
+
+/// Three groups, the last of which waits for the other two.
+pub fn plan() -> pb::Plan {
+    let machine = |id: u8, name: &str| pb::PlanMachine { name: name.into(), id: machine(id, name).id };
+    let group = |name: &str, after: &[&str], machines: Vec<pb::PlanMachine>, manual: &str| pb::PlanGroup {
+        name: name.into(),
+        depends_on: after.iter().map(|name| (*name).to_owned()).collect(),
+        machines,
+        manual: manual.into(),
+    };
+    pb::Plan {
+        name: "shop".into(),
+        version: 4,
+        description: "everything that takes orders".into(),
+        rto_objective_seconds: Some(600.0),
+        groups: vec![
+            group("databases", &[], vec![machine(1, "db-01")], "Look at the replication slots."),
+            group("files", &[], vec![machine(2, "file-01")], ""),
+            group("front", &["databases", "files"], vec![machine(3, "app-01"), machine(5, "web-01")], ""),
+        ],
+        last_drill_us: Some(NOW - 12 * 24 * HOUR),
+        last_drill_passed: true,
+        last_drill_seconds: Some(84.0),
+        forecast_seconds: Some(90.0),
+        orders: ["test-failover", "failover", "cleanup", "delete"].map(str::to_owned).to_vec(),
+        ..Default::default()
+    }
 }
 
 pub fn site(id: u8, name: &str, recovery: bool) -> pb::Site {

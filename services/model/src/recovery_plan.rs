@@ -67,8 +67,14 @@ impl Plan {
     /// Everything that is wrong with it, each with its field. Empty: it can be run.
     pub fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
-        if self.name.is_empty() || self.name.len() > NAME_BYTES_MAX {
-            problems.push("name: give it one of 1 to 253 bytes".into());
+        // It stands in commands, ids and addresses.
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        let first = self.name.chars().next();
+        if self.name.len() > 100
+            || !self.name.chars().all(plain)
+            || !first.is_some_and(|c| c.is_alphanumeric())
+        {
+            problems.push("name: give it one of 1 to 100 letters, digits, dots, - and _".into());
         }
         if self.rto_seconds == Some(0) {
             problems.push("rto_seconds: 0 cannot be met; leave it out, or name a time".into());

@@ -7,4 +7,5 @@ mod headless;
 mod hostile;
 mod moments;
 mod partition;
+mod plans;
 mod prove;

@@ -103,6 +103,8 @@ actions! {
     GoServers,
     /// Shows Policies.
     GoPolicies,
+    /// Shows Plans.
+    GoPlans,
     /// Goes into what is under the cursor.
     Open,
     /// Steps back.
@@ -203,6 +205,8 @@ actions! {
     RetryJob,
     /// An alert was seen.
     Acknowledge,
+    /// Says that what a run waits for was done by hand.
+    Proceed,
 }
 
 /// One action, as the registry tells it.
@@ -285,6 +289,12 @@ pub const REGISTRY: &[Entry] = &[
         words: &["servers"],
         command: "continuum get servers",
         ..entry(Action::GoServers, "go.servers", "Servers")
+    },
+    Entry {
+        keys: &[(Global, "4")],
+        words: &["plans"],
+        command: "continuum get plans",
+        ..entry(Action::GoPlans, "go.plans", "Plans")
     },
     Entry {
         keys: &[(Global, "8")],
@@ -549,6 +559,15 @@ pub const REGISTRY: &[Entry] = &[
         needs: Needs::Vault,
         command: "continuum retry --job {job}",
         ..entry(Action::RetryJob, "job.retry", "run the failed job again")
+    },
+    Entry {
+        keys: &[(Menu, "g")],
+        words: &["proceed"],
+        argument: Argument::Job,
+        needs: Needs::Vault,
+        risk: Risk::Ask,
+        command: "continuum proceed {job}",
+        ..entry(Action::Proceed, "job.proceed", "go on: what it waits for was done by hand")
     },
     Entry {
         keys: &[(Menu, "a")],

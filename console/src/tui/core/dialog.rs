@@ -24,7 +24,7 @@ use pb::order_request::Order;
 /// What an order is about.
 #[derive(Debug, Clone)]
 pub struct Subject {
-    /// The machine; empty for a job or an alert.
+    /// The machine, or plan/NAME; empty for a job or an alert.
     pub machine: String,
     /// The job, the alert, or the point; empty for a machine.
     pub object: String,
@@ -34,6 +34,13 @@ pub struct Subject {
     pub version: u64,
     /// The vault's report, where one is asked for.
     pub report: Report,
+}
+
+impl Subject {
+    /// The recovery plan, where it is one.
+    pub fn plan(&self) -> Option<&str> {
+        self.machine.strip_prefix("plan/")
+    }
 }
 
 /// The vault's word on an order.
@@ -231,6 +238,15 @@ impl Dialog {
             return Some("the connection to the vault was lost; nothing was ordered".into());
         }
         self.subjects.iter().filter(|subject| !subject.machine.is_empty()).find_map(|subject| {
+            if let Some(plan) = subject.plan() {
+                return match estate.plans.get(plan) {
+                    Some(known) if known.version <= subject.version => None,
+                    Some(_) => {
+                        Some(format!("plan {plan} was changed meanwhile; nothing was ordered: look again"))
+                    }
+                    None => Some(format!("plan {plan} is gone; nothing was ordered")),
+                };
+            }
             match estate.machines.get(&subject.machine) {
                 None => Some(format!("{} is gone; nothing was ordered", subject.name)),
                 Some(machine) if machine.version > subject.version => Some(format!(
@@ -419,6 +435,14 @@ impl Dialog {
     fn order(&self, subject: &Subject) -> Order {
         let point = self.point.clone();
         let object = subject.object.clone();
+        if let Some(plan) = subject.plan() {
+            let kind = match self.action {
+                Action::Failover => "failover",
+                Action::Cleanup => "cleanup",
+                _ => "test-failover",
+            };
+            return Order::RunPlan(pb::RunPlan { plan: plan.to_owned(), kind: kind.into(), point });
+        }
         match (self.action, &self.form) {
             (Action::Protect, Form::Choice { policies, sites }) => {
                 let chosen = |(names, at): &(Vec<String>, usize)| names.get(*at).cloned().unwrap_or_default();
@@ -439,6 +463,7 @@ impl Dialog {
             (Action::Commit, _) => Order::Commit(pb::Commit {}),
             (Action::RetryNow, _) => Order::RetryNow(pb::RetryNow {}),
             (Action::CancelJob, _) => Order::CancelJob(pb::CancelJob { job: object }),
+            (Action::Proceed, _) => Order::Proceed(pb::Proceed { job: object }),
             (Action::RetryJob, _) => Order::RetryJob(pb::RetryJob { job: object }),
             (Action::Acknowledge, _) => Order::AcknowledgeAlert(pb::AcknowledgeAlert { alert: object }),
             // A test changes nothing that lives: whatever else asked for a dialog gets that.

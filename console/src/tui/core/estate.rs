@@ -84,6 +84,8 @@ pub struct Estate {
     pub machines: Shelf<pb::Machine>,
     /// Policies.
     pub policies: Shelf<pb::Policy>,
+    /// Recovery plans, by name.
+    pub plans: Shelf<pb::Plan>,
     /// Jobs, running and past.
     pub jobs: Shelf<pb::Job>,
     /// Alerts, open and cleared.
@@ -181,6 +183,22 @@ impl Estate {
                 harmless([&mut policy.name]);
                 self.policies.put(&policy.id.clone(), policy)
             }
+            Entity::Plan(plan) if plan.deleted => {
+                let known = self.plans.remove(&plan.name, |plan| &plan.name);
+                self.shape += u64::from(known);
+                false
+            }
+            Entity::Plan(mut plan) => {
+                // The vault takes plain names only: they are ids, too.
+                harmless([&mut plan.name, &mut plan.description]);
+                for group in &mut plan.groups {
+                    harmless([&mut group.name, &mut group.manual]);
+                    group.depends_on.iter_mut().for_each(|name| harmless([name]));
+                    group.machines.iter_mut().for_each(|machine| harmless([&mut machine.name]));
+                }
+                plan.problems.iter_mut().for_each(|problem| harmless([problem]));
+                self.plans.put(&plan.name.clone(), plan)
+            }
             Entity::Job(mut job) => {
                 harmless_job(&mut job);
                 changed(self.jobs.get(&job.id), &job);
@@ -229,6 +247,7 @@ impl Estate {
             pb::Kind::Server => self.servers.remove(id, |server| &server.id),
             pb::Kind::Machine => self.machines.remove(id, |machine| &machine.id),
             pb::Kind::Policy => self.policies.remove(id, |policy| &policy.id),
+            pb::Kind::Plan => self.plans.remove(id, |plan| &plan.name),
             pb::Kind::Job => self.jobs.remove(id, |job| &job.id),
             pb::Kind::Alert => self.alerts.remove(id, |alert| &alert.id),
             pb::Kind::Event | pb::Kind::Unspecified => false,

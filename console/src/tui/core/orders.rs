@@ -64,7 +64,8 @@ pub fn menu(state: &State) -> Vec<MenuLine> {
 /// The same order as a command line.
 fn command(state: &State, entry: &Entry, subjects: &[Subject]) -> String {
     let Some(subject) = subjects.first() else { return String::new() };
-    let machine = if state.estate.has_odd_name(&subject.machine) { &subject.machine } else { &subject.name };
+    let by_id = subject.plan().is_some() || state.estate.has_odd_name(&subject.machine);
+    let machine = if by_id { &subject.machine } else { &subject.name };
     let (point, _) = point_here(state);
     let point =
         if subject.object.is_empty() || entry.action != Action::Pin { point } else { subject.object.clone() };
@@ -75,7 +76,8 @@ fn command(state: &State, entry: &Entry, subjects: &[Subject]) -> String {
         .replace("{job}", &text::quoted(&subject.object))
         .replace("{alert}", &text::quoted(&subject.object));
     if entry.risk == Risk::Danger {
-        command.push_str(&format!(" --confirm {}", text::quoted(machine)));
+        let confirm = subject.plan().unwrap_or(machine);
+        command.push_str(&format!(" --confirm {}", text::quoted(confirm)));
     }
     command
 }
@@ -120,6 +122,12 @@ fn subjects(state: &State, entry: &Entry) -> Result<Vec<Subject>, String> {
             }])
         }
         _ if entry.action == Action::Pin => pin_subject(state),
+        _ if state.place == Place::Plans => {
+            if !matches!(entry.action, Action::TestFailover | Action::Cleanup | Action::Failover) {
+                return Err("that is for machines; a plan is drilled, cleaned up and failed over".into());
+            }
+            Ok(vec![plan_subject(state.plan_here().ok_or("no plan is chosen")?)])
+        }
         _ => {
             let kind = state.place.table();
             let marked: Vec<&pb::Machine> = match kind {
@@ -153,6 +161,16 @@ fn pin_subject(state: &State) -> Result<Vec<Subject>, String> {
     Ok(vec![subject])
 }
 
+fn plan_subject(plan: &pb::Plan) -> Subject {
+    Subject {
+        machine: format!("plan/{}", plan.name),
+        object: String::new(),
+        name: plan.name.clone(),
+        version: plan.version,
+        report: Report::None,
+    }
+}
+
 fn subject(machine: &pb::Machine) -> Subject {
     Subject {
         machine: machine.id.clone(),
@@ -179,6 +197,9 @@ fn possible(state: &State, entry: &Entry, subjects: &[Subject]) -> Result<(), St
     }
     match entry.action {
         Action::CancelJob => return job_allows(state, subjects, |job| job.may_cancel, "cancelled"),
+        Action::Proceed => {
+            return job_allows(state, subjects, |job| !job.waiting_for.is_empty(), "told to go on");
+        }
         Action::RetryJob => return job_allows(state, subjects, |job| job.may_retry, "run again"),
         Action::Acknowledge => {
             let alert = subjects.first().and_then(|subject| state.estate.alerts.get(&subject.object));
@@ -193,6 +214,19 @@ fn possible(state: &State, entry: &Entry, subjects: &[Subject]) -> Result<(), St
     }
     let Needs::Order(order) = entry.needs else { return Ok(()) };
     for subject in subjects {
+        if let Some(name) = subject.plan() {
+            let Some(plan) = state.estate.plans.get(name) else {
+                return Err(format!("plan {name} is gone"));
+            };
+            if plan.orders.iter().any(|possible| possible == order) {
+                continue;
+            }
+            return Err(match (plan.problems.first(), order) {
+                (Some(problem), _) => problem.clone(),
+                (None, "cleanup") => "nothing of it is up in a drill".into(),
+                (None, _) => "a run of it is under way".into(),
+            });
+        }
         let Some(machine) = state.estate.machines.get(&subject.machine) else {
             return Err(format!("{} is gone", subject.name));
         };
@@ -328,6 +362,10 @@ fn named(state: &State, entry: &Entry, argument: &str) -> Result<Named, String> 
         Argument::Machine => {
             if let Some(machine) = state.estate.machine(argument) {
                 return Ok((vec![subject(machine)], latest()));
+            }
+            let plan = argument.strip_prefix("plan/").and_then(|name| state.estate.plans.get(name));
+            if let Some(plan) = plan {
+                return Ok((vec![plan_subject(plan)], latest()));
             }
             // `test-failover web-01 03:12:45`
             if let Some((name, moment)) = argument.rsplit_once(' ')

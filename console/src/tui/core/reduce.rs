@@ -567,6 +567,7 @@ pub fn act(state: &mut State, action: Action, argument: &str) -> Vec<Effect> {
         A::GoAlerts => go(state, Place::Alerts),
         A::GoServers => go(state, Place::Servers),
         A::GoPolicies => go(state, Place::Policies),
+        A::GoPlans => go(state, Place::Plans),
         A::Open => open(state),
         A::Back => back(state),
         A::Quit => return vec![Effect::Quit],
@@ -663,6 +664,7 @@ pub fn act(state: &mut State, action: Action, argument: &str) -> Vec<Effect> {
         | A::RetryNow
         | A::CancelJob
         | A::RetryJob
+        | A::Proceed
         | A::Acknowledge => return orders::begin(state, action, argument),
     }
     Vec::new()
@@ -814,6 +816,13 @@ fn open(state: &mut State) {
         Place::Job(_) => {
             if let Some(id) = state.machine_here().map(|machine| machine.id.clone()) {
                 enter(state, Place::Machine(id, Tab::Overview));
+            }
+        }
+        Place::Plans => {
+            let run = state.plan_here().map(|plan| plan.run.clone());
+            match run.filter(|run| state.estate.jobs.get(run).is_some()) {
+                Some(run) => enter(state, Place::Job(run)),
+                None => state.say(Tone::Note, "this plan was not run yet: t drills it"),
             }
         }
         Place::Policies => {}

@@ -392,6 +392,10 @@ pub struct Jobs<'a> {
 
 /// What a job is called: `test failover of web-01`.
 pub fn job_title(job: &pb::Job) -> String {
+    if let Some(plan) = job.machine.strip_prefix("plan/") {
+        let kind = job.kind.strip_prefix("plan-").unwrap_or(&job.kind).replace('-', " ");
+        return format!("{kind} of plan {plan}");
+    }
     let kind = job.kind.replace('-', " ");
     if job.machine.is_empty() { kind } else { format!("{kind} of {}", job.machine) }
 }
@@ -717,6 +721,87 @@ fn certificate(server: &pb::Server, now: i64) -> Cell {
         Role::Text
     };
     Cell::toned(if left <= 0.0 { "ended".into() } else { text::age(left) }, role)
+}
+
+/// Recovery plans.
+pub struct Plans<'a> {
+    /// Where they are.
+    pub estate: &'a Estate,
+    /// The vault's time.
+    pub now: i64,
+}
+
+impl Plans<'_> {
+    fn run(&self, plan: &pb::Plan) -> Option<&pb::Job> {
+        self.estate.jobs.get(&plan.run).filter(|job| !is_over(job))
+    }
+}
+
+impl Rows for Plans<'_> {
+    fn columns(&self) -> &'static [Column] {
+        const COLUMNS: [Column; 8] = [
+            Column::growing("PLAN", 16, 0),
+            Column::text("STATE", 14, 0),
+            Column::number("GROUPS", 6, 2),
+            Column::number("MACHINES", 8, 1),
+            Column::number("OBJECTIVE", 9, 1),
+            Column::number("FORECAST", 8, 1),
+            Column::text("LAST DRILL", 15, 0),
+            Column::number("TOOK", 7, 2),
+        ];
+        &COLUMNS
+    }
+    fn len(&self) -> usize {
+        self.estate.plans.len()
+    }
+    fn id(&self, place: usize) -> &str {
+        self.estate.plans.at(place).map_or("", |plan| &plan.name)
+    }
+    fn cell(&self, place: usize, column: usize) -> Cell {
+        let Some(plan) = self.estate.plans.at(place) else { return Cell::text("") };
+        let span = |seconds: Option<f64>| {
+            Cell::text(seconds.map_or_else(|| text::UNKNOWN.to_owned(), text::short_span))
+        };
+        let machines: usize = plan.groups.iter().map(|group| group.machines.len()).sum();
+        match column {
+            0 => Cell::text(&plan.name),
+            1 if self.run(plan).is_some() => Cell::toned("running", Role::Busy),
+            1 if !plan.problems.is_empty() => Cell::toned("not ready", Role::Fail),
+            1 if plan.orders.iter().any(|order| order == "cleanup") => Cell::toned("drill up", Role::Drill),
+            1 => Cell::toned("ready", Role::Ok),
+            2 => Cell::text(plan.groups.len().to_string()),
+            3 => Cell::text(machines.to_string()),
+            4 => span(plan.rto_objective_seconds),
+            5 => span(plan.forecast_seconds),
+            6 => match (plan.last_drill_us, plan.last_drill_passed) {
+                (None, _) => Cell::toned("never", Role::Warn),
+                (Some(at), true) => Cell::text(text::near(at, self.now)),
+                (Some(at), false) => Cell::toned(text::near(at, self.now), Role::Fail),
+            },
+            _ => span(plan.last_drill_seconds),
+        }
+    }
+    fn key(&self, place: usize, column: usize) -> Key {
+        let Some(plan) = self.estate.plans.at(place) else { return Key::None };
+        let machines: usize = plan.groups.iter().map(|group| group.machines.len()).sum();
+        match column {
+            2 => Key::Number(plan.groups.len() as f64),
+            3 => Key::Number(machines as f64),
+            4 => Key::number(plan.rto_objective_seconds),
+            5 => Key::number(plan.forecast_seconds),
+            6 => Key::number(plan.last_drill_us.map(|at| at as f64)),
+            7 => Key::number(plan.last_drill_seconds),
+            _ => Key::text(&plan.name),
+        }
+    }
+    fn haystack(&self, place: usize, out: &mut String) {
+        if let Some(plan) = self.estate.plans.at(place) {
+            out.push_str(&plan.name);
+        }
+    }
+    fn empty(&self) -> &'static str {
+        "No recovery plan yet. continuum apply --help shows one; continuum apply -f FILE makes it."
+    }
 }
 
 /// Policies.

@@ -176,6 +176,8 @@ pub enum Place {
     Servers,
     /// Policies.
     Policies,
+    /// Recovery plans.
+    Plans,
 }
 
 /// Which table.
@@ -195,11 +197,13 @@ pub enum TableKind {
     Servers,
     /// Policies.
     Policies,
+    /// Recovery plans.
+    Plans,
     /// Events of the machine that is open.
     Events,
 }
 
-const TABLES: usize = 8;
+const TABLES: usize = 9;
 
 impl Place {
     /// Its table.
@@ -212,6 +216,7 @@ impl Place {
             Self::Alerts => Some(TableKind::Alerts),
             Self::Servers => Some(TableKind::Servers),
             Self::Policies => Some(TableKind::Policies),
+            Self::Plans => Some(TableKind::Plans),
             Self::Machine(_, Tab::Events) => Some(TableKind::Events),
             Self::Machine(..) | Self::Job(_) => None,
         }
@@ -226,6 +231,7 @@ impl Place {
             Self::Alerts => ('6', "Alerts"),
             Self::Servers => ('7', "Servers"),
             Self::Policies => ('8', "Policies"),
+            Self::Plans => ('4', "Plans"),
         }
     }
     /// Where keys are looked for, the inner place first.
@@ -488,7 +494,8 @@ impl State {
             | TableKind::Jobs
             | TableKind::Alerts
             | TableKind::Servers
-            | TableKind::Policies => self.estate.shape,
+            | TableKind::Policies
+            | TableKind::Plans => self.estate.shape,
         }
     }
 
@@ -510,7 +517,7 @@ impl State {
                 .as_deref()
                 .and_then(|id| self.estate.alerts.get(id))
                 .map(|alert| alert.object_id.as_str()),
-            Place::Servers | Place::Policies => None,
+            Place::Servers | Place::Policies | Place::Plans => None,
         };
         id.and_then(|id| self.estate.machines.get(id))
     }
@@ -520,6 +527,14 @@ impl State {
         match &self.place {
             Place::Job(id) => self.estate.jobs.get(id),
             Place::Jobs => self.estate.jobs.get(self.current()?.selected.as_deref()?),
+            _ => None,
+        }
+    }
+
+    /// The recovery plan that this place is about.
+    pub fn plan_here(&self) -> Option<&pb::Plan> {
+        match &self.place {
+            Place::Plans => self.estate.plans.get(self.current()?.selected.as_deref()?),
             _ => None,
         }
     }
@@ -568,6 +583,7 @@ fn rows_of<'a>(
         TableKind::Alerts => Box::new(rows::Alerts { estate, now }),
         TableKind::Servers => Box::new(rows::Servers { estate, now }),
         TableKind::Policies => Box::new(rows::Policies { estate }),
+        TableKind::Plans => Box::new(rows::Plans { estate, now }),
         TableKind::Events => {
             let id = if let Place::Machine(id, _) = place { id.as_str() } else { "" };
             Box::new(rows::Events::of(estate, id, now))

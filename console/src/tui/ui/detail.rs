@@ -3,7 +3,7 @@
 use super::super::core::rows::{alert_state, alert_tone, job_now, job_title, server_tone};
 use super::super::core::state::{Place, State};
 use super::super::core::text;
-use super::super::core::tone::{Mark, Role, of_state};
+use super::super::core::tone::{Mark, Role, of_health, of_state};
 use super::canvas::{Canvas, Line, span};
 use super::machine::said;
 use super::pair;
@@ -17,6 +17,7 @@ pub fn draw(state: &State, canvas: &mut Canvas<'_>, area: Rect) {
     let lines = state.detailed().and_then(|id| match &state.place {
         Place::Alerts => estate.alerts.get(id).map(|alert| of_alert(state, alert, canvas, wide)),
         Place::Jobs => estate.jobs.get(id).map(|job| of_job(job, canvas, wide)),
+        Place::Plans => estate.plans.get(id).map(|plan| of_plan(state, plan, canvas, wide)),
         Place::Servers => estate.servers.get(id).map(|server| of_server(state, server, canvas, wide)),
         _ => estate.machines.get(id).map(|machine| {
             let mut lines = vec![vec![span(machine.name.clone(), Role::Title)], Line::new()];
@@ -64,6 +65,56 @@ fn of_job(job: &pb::Job, canvas: &Canvas<'_>, wide: usize) -> Vec<Line> {
             role,
             wide,
         );
+    }
+    lines
+}
+
+/// What a plan does: its groups in their order, who waits for whom, what people do.
+fn of_plan(state: &State, plan: &pb::Plan, canvas: &Canvas<'_>, wide: usize) -> Vec<Line> {
+    let mut lines = vec![vec![span(plan.name.clone(), Role::Title)]];
+    if !plan.description.is_empty() {
+        said(&mut lines, "", &plan.description, Role::Text, wide);
+    }
+    for problem in &plan.problems {
+        said(&mut lines, "Not ready", &canvas.marked(Mark::Fail, problem), Role::Fail, wide);
+    }
+    let span_of = |seconds: Option<f64>| seconds.map_or_else(|| text::UNKNOWN.to_owned(), text::span);
+    lines.push(pair(
+        "Time",
+        format!(
+            "objective {}, forecast {}, last drill {}",
+            span_of(plan.rto_objective_seconds),
+            span_of(plan.forecast_seconds),
+            span_of(plan.last_drill_seconds)
+        ),
+        Role::Text,
+    ));
+    let arrow = if canvas.theme.ascii { "v" } else { "▼" };
+    for (n, group) in plan.groups.iter().enumerate() {
+        let after = if group.depends_on.is_empty() {
+            "at once".to_owned()
+        } else {
+            format!("after {}", group.depends_on.join(", "))
+        };
+        let mark = if n == 0 { " " } else { arrow };
+        lines.push(vec![span(format!("{mark} {}  ", group.name), Role::Title), span(after, Role::Muted)]);
+        let mut line: Line = vec![span("    ", Role::Text)];
+        let mut taken = 4;
+        for machine in &group.machines {
+            let known = state.estate.machines.get(&machine.id);
+            let (mark, role) = known.map_or((Mark::Fail, Role::Fail), |known| of_health(&known.health));
+            let label = format!("{}   ", canvas.marked(mark, &machine.name));
+            if taken + text::width(&label) > wide {
+                lines.push(std::mem::replace(&mut line, vec![span("    ", Role::Text)]));
+                taken = 4;
+            }
+            taken += text::width(&label);
+            line.push(span(label, role));
+        }
+        lines.push(line);
+        if !group.manual.is_empty() {
+            said(&mut lines, "    by hand", &group.manual, Role::Warn, wide);
+        }
     }
     lines
 }

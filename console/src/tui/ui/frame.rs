@@ -66,12 +66,15 @@ pub fn navigation(state: &State, canvas: &mut Canvas<'_>) {
     let width = state.size.0;
     let open = state.estate.open_alerts().len();
     let running = state.estate.running_jobs().len();
-    let gap = if width >= 100 { 3 } else { 1 };
+    // Every screen's name fits at 80 columns.
+    let narrow = width < 100;
+    let gap = if narrow { 1 } else { 2 };
     let mut x = 1;
     let screens = [
         (Action::GoPulse, '1'),
         (Action::GoSites, '2'),
         (Action::GoMachines, '3'),
+        (Action::GoPlans, '4'),
         (Action::GoJobs, '5'),
         (Action::GoAlerts, '6'),
         (Action::GoServers, '7'),
@@ -81,11 +84,12 @@ pub fn navigation(state: &State, canvas: &mut Canvas<'_>) {
         let key =
             state.keys.of(action, &[super::super::cmd::Context::Global]).first().cloned().unwrap_or_default();
         let count = match action {
-            Action::GoJobs if running > 0 => format!(" {running}"),
-            Action::GoAlerts if open > 0 => format!(" {open}"),
+            Action::GoJobs if running > 0 => format!("({running})"),
+            Action::GoAlerts if open > 0 => format!("({open})"),
             _ => String::new(),
         };
-        let label = format!(" {key} {}{count} ", entry_of(action).label);
+        let label = format!("{key} {}{count}", entry_of(action).label);
+        let label = if narrow { label } else { format!(" {label} ") };
         let role = match action {
             _ if screen == here => Role::Selection,
             Action::GoAlerts
@@ -97,7 +101,6 @@ pub fn navigation(state: &State, canvas: &mut Canvas<'_>) {
             Action::GoJobs if running > 0 => Role::Busy,
             _ => Role::Text,
         };
-        let gap = gap - 1;
         x = canvas.put(x, 1, width.saturating_sub(x), &label, role) + gap;
     }
 }
@@ -229,6 +232,7 @@ pub fn footer(state: &State, canvas: &mut Canvas<'_>) {
                     || state.machine_here().is_none()
                         && state.job_here().is_none()
                         && state.alert_here().is_none()
+                        && state.plan_here().is_none()
             }
             Action::Open => matches!(state.place, Place::Policies | Place::Machine(..)),
             Action::Export | Action::Columns | Action::Mark => width < 100,

@@ -140,6 +140,9 @@ fn outcome(lines: &mut Vec<Line>, job: &pb::Job, canvas: &Canvas<'_>, wide: usiz
     }
     for machine in &job.machines {
         lines.push(Line::new());
+        if job.machines.len() > 1 || job.machine.starts_with("plan/") {
+            lines.push(pair("Machine", &machine.name, Role::Title));
+        }
         if let Some(point) = &machine.point {
             lines.push(pair(
                 "As of",
@@ -193,6 +196,12 @@ fn outcome(lines: &mut Vec<Line>, job: &pb::Job, canvas: &Canvas<'_>, wide: usiz
 /// What can be done now.
 fn next(lines: &mut Vec<Line>, job: &pb::Job) {
     let said = match (job.kind.as_str(), job.state.as_str()) {
+        (_, "queued" | "running") if !job.waiting_for.is_empty() && job.kind.starts_with("plan-") => {
+            "do it, then a, g lets the run go on; a, k cancels it"
+        }
+        ("plan-test-failover" | "plan-failover", "queued" | "running") => {
+            "a, k ends it after what is under way; what was brought up stays up"
+        }
         (_, "queued" | "running" | "undoing") if job.may_cancel => {
             "a, k cancels and undoes it; leaving does not stop it"
         }
@@ -202,6 +211,9 @@ fn next(lines: &mut Vec<Line>, job: &pb::Job) {
         }
         ("failover", "succeeded" | "warnings") => {
             "look at it there; then a, c commits; Enter shows the machine"
+        }
+        ("plan-test-failover", "succeeded" | "warnings") => {
+            "it runs until you end it: 4, then a, x cleans all of it up"
         }
         (_, "failed") if job.may_retry => "mend the cause; then a, j runs it again",
         _ => "Esc goes back; Enter shows the machine",

@@ -29,6 +29,21 @@ pub(super) async fn check(
         return Ok(());
     }
     let plan = known.ok_or_else(|| no_plan(&name))?;
+    if request.expected_version != 0 && request.expected_version != plan.version {
+        return Err(Fault::new(
+            FaultClass::Conflict,
+            "plan.changed",
+            format!(
+                "plan {} changed since you looked (version {}, you saw {})",
+                shown(&plan.name),
+                plan.version,
+                request.expected_version
+            ),
+        )
+        .affects("this order")
+        .spares("nothing was changed")
+        .remedy("look at it again and decide again"));
+    }
     if must_be_typed(asked.kind) && request.confirm != plan.name {
         return Err(usage(
             "order.unconfirmed",
