@@ -209,6 +209,15 @@ Examples:
     /// Follow a job to its end
     #[command(after_help = "Examples:\n  continuum wait JOB\n  continuum wait JOB --timeout 600")]
     Wait(WaitFor),
+    /// Tell what replication files hold, frame by frame, without any vault
+    #[command(after_help = "\
+Reads only. Every frame is verified whole; what is damaged is named with its place.
+
+Examples:
+  continuum inspect /var/lib/continuum/target/replicas/ID           a whole replica store
+  continuum inspect journal/00000007 -o wide                        every frame of a segment
+  continuum inspect staging/00000000000000000042.feed -o json")]
+    Inspect(Inspect),
     /// Make a one-use token with which a server enrols
     #[command(after_help = "\
 The token is shown once. It is good for an hour unless told otherwise, at most five days.
@@ -657,6 +666,13 @@ pub struct Proceed {
     pub wait: Wait,
 }
 
+/// `inspect`
+#[derive(Debug, Args)]
+pub struct Inspect {
+    /// A journal segment, a staging file, a spool; or a folder with such files
+    pub path: std::path::PathBuf,
+}
+
 /// `acknowledge`
 #[derive(Debug, Args)]
 pub struct Acknowledge {
@@ -717,13 +733,6 @@ pub struct TokenArgs {
     /// How long it is good
     #[arg(long, value_name = "SECONDS", default_value_t = 3600, value_parser = clap::value_parser!(u32).range(1..=432_000))]
     pub lifetime: u32,
-}
-
-/// `inspect`
-#[derive(Debug, Args)]
-pub struct Inspect {
-    /// Which file
-    pub file: PathBuf,
 }
 
 /// What runs on a machine of the lab.

@@ -3,6 +3,7 @@
 //! - [`args`]: the command line and its help
 //! - [`get`], [`describe`]: what there is
 //! - [`order`], [`consent`], [`follow`], [`progress`]: what is to be done, agreed to, and watched
+//! - [`inspect`]: what files hold, without any vault
 //! - [`doctor`], [`session`], [`manual`]: this machine, its profiles, its documentation
 //! - [`contract`], [`output`]: the shape of answers
 //! - [`fault`]: the shape of errors
@@ -18,6 +19,7 @@ pub mod doctor;
 pub mod fault;
 pub mod follow;
 pub mod get;
+pub mod inspect;
 pub mod lab;
 pub mod manual;
 pub mod order;
@@ -123,6 +125,7 @@ fn run(setting: &Setting, verb: Option<Verb>) -> Result<(), Fault> {
         Some(Verb::Completions { shell }) => manual::completions(setting, shell),
         Some(Verb::Man) => manual::pages(setting),
         Some(Verb::Profiles(profiles)) => session::profiles(setting, &profiles),
+        Some(Verb::Inspect(wanted)) => inspect::run(setting, &wanted),
         Some(Verb::Logout(logout)) => session::logout(setting, &logout),
         Some(verb) => {
             let runtime =
@@ -235,6 +238,7 @@ async fn ask(setting: &Setting, verb: Verb) -> Result<(), Fault> {
         // Handled before the runtime was made.
         Verb::Completions { .. }
         | Verb::Man
+        | Verb::Inspect(_)
         | Verb::Profiles(_)
         | Verb::Logout(_)
         | Verb::Lab(_)

@@ -259,6 +259,7 @@ pub fn key_of(entity: &Entity) -> (pb::Kind, &str, &str) {
         Entity::Server(server) => (pb::Kind::Server, &server.id, &server.name),
         Entity::Machine(machine) => (pb::Kind::Machine, &machine.id, &machine.name),
         Entity::Policy(policy) => (pb::Kind::Policy, &policy.id, &policy.name),
+        Entity::Plan(plan) => (pb::Kind::Plan, &plan.name, &plan.name),
         Entity::Job(job) => (pb::Kind::Job, &job.id, ""),
         Entity::Alert(alert) => (pb::Kind::Alert, &alert.id, ""),
         Entity::Event(event) => (pb::Kind::Event, &event.object, ""),

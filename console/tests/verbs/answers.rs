@@ -309,3 +309,26 @@ fn every_verb_has_a_help_with_an_example() {
     }
     assert!(verbs > 20, "{all}");
 }
+
+#[test]
+fn files_are_inspected_without_any_vault() {
+    let home = tempfile::tempdir().unwrap();
+    let inspect = |path: &std::path::Path| {
+        let mut command = crate::command(home.path());
+        command.arg("inspect").arg(path).args(["-o", "json"]);
+        crate::finish(command)
+    };
+    let file = home.path().join("some\u{1b}[2Jfile");
+    std::fs::write(&file, "CTMX0001 nothing of ours").unwrap();
+    let answer = inspect(&file);
+    assert_eq!(
+        (&answer.json()["frames_total"], &answer.json()["begins_with"]),
+        (&json!(0), &json!("CTMX0001"))
+    );
+    assert!(!answer.out.contains('\u{1b}'));
+    assert_eq!(inspect(home.path()).json(), json!([]), "a folder without frames");
+    for (why, path) in [("a device", "/dev/zero"), ("nothing", "/no/such/file")] {
+        let answer = inspect(path.as_ref());
+        assert_eq!((answer.code, &answer.fault()["code"]), (1, &json!("inspect.unreadable")), "{why}");
+    }
+}

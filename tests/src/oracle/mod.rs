@@ -24,3 +24,21 @@ use std::time::{SystemTime, UNIX_EPOCH};
 pub fn now_us() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as i64)
 }
+
+/// The files below a folder with a sum of each, in order.
+pub fn sums(folder: &std::path::Path) -> Vec<(std::path::PathBuf, u64)> {
+    let mut found = Vec::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if let Ok(bytes) = std::fs::read(&path) {
+                found.push((path, xxhash_rust::xxh3::xxh3_64(&bytes)));
+            }
+        }
+    }
+    found.sort();
+    found
+}

@@ -56,4 +56,26 @@ fn a_drill_a_failover_and_what_is_left_of_them() {
     assert_eq!(lab.machine("web-01")["state"], "committed");
     lab.stop();
     assert!(lab.run(&["get", "machines"]).code != 0, "nothing answers any more");
+
+    // What the replicas hold is told by the files alone, and nothing of them is changed by that.
+    let replicas = lab.dir().join("target/replicas");
+    let path = replicas.to_str().expect("UTF-8").to_owned();
+    let before = oracle::sums(&replicas);
+    let told = lab.json(&["inspect", &path]);
+    let frames: u64 =
+        told.as_array().expect("a list").iter().filter_map(|file| file["frames_total"].as_u64()).sum();
+    assert!(frames > 10, "only {frames} frames in {told}");
+    assert_eq!(oracle::sums(&replicas), before);
+    // A flipped bit in the middle of a frame is named with its place.
+    let segment =
+        before.iter().map(|(path, _)| path).filter(|path| path.to_string_lossy().contains("journal/"));
+    let segment =
+        segment.max_by_key(|path| std::fs::metadata(path).map_or(0, |about| about.len())).expect("one");
+    let mut bytes = std::fs::read(segment).expect("a segment");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(segment, bytes).expect("a segment");
+    let damaged = lab.run(&["inspect", segment.to_str().expect("UTF-8"), "-o", "json"]);
+    assert_eq!(damaged.code, 1, "{damaged:?}");
+    assert!(damaged.stderr.contains("inspect.damaged"), "{damaged:?}");
 }
