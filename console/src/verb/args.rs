@@ -568,7 +568,7 @@ pub struct Failover {
     /// The source is not asked; it is kept out when it returns
     #[arg(long)]
     pub unplanned: bool,
-    /// The source is stopped first and nothing is lost
+    /// The source is stopped first, over restarts, and nothing is lost
     #[arg(long)]
     pub planned: bool,
     /// Which moment: latest (least loss), processed (least wait), app, a point's id, or a time: the newest moment at or before it

@@ -225,7 +225,11 @@ async fn ask(setting: &Setting, verb: Verb) -> Result<(), Fault> {
             let danger = Danger { order: "commit", point: "", consent: &o.consent };
             order::give(setting, &o.machine, Order::Commit(pb::Commit {}), &o.wait, Some(danger)).await
         }
-        Verb::Failover(o) if o.planned => Err(order::planned_failover(&o.machine)),
+        Verb::Failover(o) if o.planned => {
+            let danger = Danger { order: "planned-failover", point: "", consent: &o.consent };
+            let order = Order::Failover(pb::FailoverOrder { kind: "planned".into(), point: String::new() });
+            order::give(setting, &o.machine, order, &o.wait, Some(danger)).await
+        }
         Verb::Failover(o) => {
             let point = o.point.unwrap_or_default();
             let danger = Danger { order: "failover", point: &point, consent: &o.consent };

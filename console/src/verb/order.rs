@@ -151,21 +151,6 @@ pub async fn wait(setting: &Setting, wanted: &args::WaitFor) -> Result<(), Fault
     finish(setting, vault, vec![job], &Wait { timeout: wanted.timeout, ..Wait::default() }).await
 }
 
-/// Planned failover belongs to a later version; said before anything is asked.
-pub fn planned_failover(machine: &str) -> Fault {
-    Fault::new(
-        FaultClass::NotReady,
-        "not-available",
-        format!("a planned failover of {} is not possible: this version knows unplanned ones only", shown(machine)),
-    )
-    .spares("nothing was changed")
-    .remedy(format!(
-        "stop the machine at its source, then `continuum failover {} --unplanned --point latest`: with everything \
-         received nothing is lost; the readiness report says so beforehand",
-        consent::quoted(machine)
-    ))
-}
-
 fn half_done(fault: Fault, done: &[String]) -> Fault {
     let done = done.iter().map(|name| shown(name)).collect::<Vec<_>>().join(", ");
     let affected = if fault.affected.is_empty() { String::new() } else { format!("{}; ", fault.affected) };

@@ -145,7 +145,7 @@ proptest! {
 
 #[test]
 fn the_ladder_holds_for_every_dangerous_order() {
-    for keys in ["3af", "3au"] {
+    for keys in ["3af", "3ao", "3au"] {
         for (why, typed, agreed) in [
             ("enter alone cancels", "<enter>", false),
             ("y is a letter of the name", "y<enter>", false),

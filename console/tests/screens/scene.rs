@@ -182,9 +182,10 @@ pub fn snapshot(entities: Vec<Entity>) -> Vec<pb::WatchEvent> {
     events
 }
 
-const ORDERS: [&str; 9] = [
+const ORDERS: [&str; 10] = [
     "test-failover",
     "failover",
+    "planned-failover",
     "pause",
     "resume",
     "bookmark",
@@ -561,7 +562,7 @@ pub fn preview() -> pb::PreviewReply {
 }
 
 pub fn readiness(machine: &pb::Machine, request: &pb::ReadinessRequest) -> pb::ReadinessReply {
-    let destroys = matches!(request.order.as_str(), "failover" | "commit" | "unprotect");
+    let destroys = matches!(request.order.as_str(), "failover" | "planned-failover" | "commit" | "unprotect");
     let check = |name: &str, state: &str, detail: &str, remedy: &str| pb::Check {
         name: name.into(),
         state: state.into(),

@@ -123,12 +123,18 @@ fn not_ready_is_exit_3_before_anything_is_asked() {
 }
 
 #[test]
-fn a_planned_failover_is_not_pretended() {
+fn a_planned_failover_is_asked_for_and_agreed_to_like_any_other() {
+    use pb::order_request::Order;
     let vault = FakeVault::start(estate("web-01"));
-    let answer =
-        run(&vault, &["failover", "web-01", "--planned", "--yes", "--confirm", "web-01", "-o", "json"]);
-    assert_eq!((answer.code, &answer.fault()["code"]), (3, &json!("not-available")));
-    assert!(vault.world().orders.is_empty() && vault.world().asked.is_empty());
+    let words = ["failover", "web-01", "--planned", "--yes", "-o", "json"];
+    let unasked = run(&vault, &words);
+    assert_eq!((unasked.code, &unasked.fault()["code"]), (5, &json!("consent.missing")));
+    assert!(vault.world().orders.is_empty());
+    assert_eq!(run(&vault, &[&words[..], &["--confirm", "web-01"]].concat()).code, 0);
+    let world = vault.world();
+    assert!(world.asked.iter().all(|asked| asked.order == "planned-failover"));
+    let Some(Order::Failover(order)) = &world.orders[0].order else { panic!("{:?}", world.orders) };
+    assert_eq!((order.kind.as_str(), order.point.as_str()), ("planned", ""));
 }
 
 #[test]

@@ -162,12 +162,16 @@ pub struct SourceStatus {
     pub doubt: Option<String>,
     /// What of the agent's own files does not work now: maps, staging.
     pub faults: Vec<String>,
+    /// Whether guests' writes are refused (see [`Source::halt`]).
+    pub halted: bool,
 }
 
 /// One machine's disks and their feed. Closes in good order when dropped, unless it was closed before.
 pub struct Source {
     shared: Arc<Shared>,
     doubt: Option<String>,
+    /// There while guests' writes are refused; holds the epoch under which that began.
+    halt_file: PathBuf,
     /// Taken when it closes.
     threads: Mutex<Option<Vec<JoinHandle<()>>>>,
     _lock: File,
@@ -223,8 +227,13 @@ impl Source {
             doubts.push("how far the target was is not on record here".into());
         }
         let shared = Arc::new(Shared::new(machine, parts, sizes, feed, clock));
+        let halt_file = dir.join("halted");
+        if halt_file.try_exists().map_err(state)? {
+            shared.halt();
+        }
         let source = Self {
             shared,
+            halt_file,
             doubt: (!doubts.is_empty()).then(|| doubts.join("; ")),
             threads: Mutex::new(Some(Vec::new())),
             _lock: lock,
@@ -329,6 +338,41 @@ impl Source {
         self.shared.with_feed(|feed| feed.set_staging_max(bytes));
     }
 
+    /// Refuses guests' writes from now on, over restarts of the agent, until [`Source::release`]; returns when
+    /// those under way are done and in the feed. Reading goes on, and so does shipping.
+    ///
+    /// Errors: the wish could not be made durable; writes are taken as before.
+    pub fn halt(&self) -> io::Result<()> {
+        let epoch = self.shared.feed().epoch();
+        let folder = self.halt_file.parent().unwrap_or(Path::new("."));
+        let mut file = File::create(&self.halt_file)?;
+        io::Write::write_all(&mut file, epoch.0.to_string().as_bytes())?;
+        file.sync_all()?;
+        File::open(folder)?.sync_all()?;
+        self.shared.halt();
+        Ok(())
+    }
+
+    /// Takes guests' writes again.
+    ///
+    /// Errors: the wish could not be made durable; writes are refused as before.
+    pub fn release(&self) -> io::Result<()> {
+        match std::fs::remove_file(&self.halt_file) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        File::open(self.halt_file.parent().unwrap_or(Path::new(".")))?.sync_all()?;
+        self.shared.release();
+        Ok(())
+    }
+
+    /// The epoch under which guests' writes began to be refused; `None`: they are taken.
+    pub fn halted_under(&self) -> Option<Epoch> {
+        let text = std::fs::read_to_string(&self.halt_file).ok()?;
+        // An unreadable one is as old as can be: it is still refused, and any newer epoch may end it.
+        Some(Epoch(text.trim().parse().unwrap_or(0)))
+    }
+
     /// Cuts a barrier that makes a recovery point, and sends it at once.
     ///
     /// Errors: nothing is shipped now, or a repair is under way; no point was made.
@@ -386,6 +430,7 @@ impl Source {
             newest: feed.newest(),
             epoch: feed.epoch(),
             doubt: self.doubt.clone(),
+            halted: self.shared.is_halted(),
             faults: faults.map(str::to_owned).collect(),
         }
     }

@@ -106,6 +106,8 @@ pub(crate) struct Shared {
     pub(crate) io: Counters,
     stop: AtomicBool,
     closed: AtomicBool,
+    /// The machine moves elsewhere: what it still wants to write is refused.
+    halted: AtomicBool,
 }
 
 /// One disk.
@@ -155,6 +157,7 @@ impl Shared {
             io: Counters::default(),
             stop: AtomicBool::new(false),
             closed: AtomicBool::new(false),
+            halted: AtomicBool::new(false),
         }
     }
 
@@ -196,9 +199,28 @@ impl Shared {
 
     /// Refuses changes from now on, and returns when those under way are done.
     pub(crate) fn close(&self) {
+        self.shut(&self.closed);
+    }
+
+    /// Refuses guests' changes until [`Shared::release`], and returns when those under way are done.
+    pub(crate) fn halt(&self) {
+        self.shut(&self.halted);
+    }
+
+    /// Takes changes again.
+    pub(crate) fn release(&self) {
+        let _feed = self.feed();
+        self.halted.store(false, Ordering::Release);
+    }
+
+    pub(crate) fn is_halted(&self) -> bool {
+        self.halted.load(Ordering::Acquire)
+    }
+
+    fn shut(&self, door: &AtomicBool) {
         {
             let _feed = self.feed();
-            self.closed.store(true, Ordering::Release);
+            door.store(true, Ordering::Release);
         }
         for (part, size) in self.disks.iter().zip(&self.sizes) {
             drop(part.locks.exclusive(0, *size));
@@ -245,6 +267,10 @@ impl SplitDisk {
         shared.with_feed(|feed| {
             if shared.closed.load(Ordering::Acquire) {
                 return Err(io::Error::other("this disk is closed: its agent stops"));
+            }
+            if shared.halted.load(Ordering::Acquire) {
+                let why = "this machine was moved elsewhere: its disks take no writes here";
+                return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
             }
             feed.begin(disk, offset, length);
             Ok(())

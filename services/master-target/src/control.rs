@@ -227,7 +227,7 @@ impl Target {
                 done(&self.estate.remove(machine)?)
             }
             Act::DropOtherPoints(_) => done("history stays within its retention"),
-            Act::MakeBarrier(_) | Act::ReconnectNow(_) | Act::SourceDigest(_) => {
+            Act::MakeBarrier(_) | Act::ReconnectNow(_) | Act::SourceDigest(_) | Act::StopSource(_) => {
                 Err(Fault::new(FaultClass::Usage, "command.unknown", "a master target does not do that"))
             }
         }

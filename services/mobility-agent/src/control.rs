@@ -256,6 +256,7 @@ impl Handler for Agent {
             doubt: status.doubt.unwrap_or_default(),
             epoch: assigned.epoch,
             fenced: link.fenced || assigned.fenced,
+            stopped: status.halted,
         })
     }
 
@@ -267,6 +268,16 @@ impl Handler for Agent {
         }
         if let Some(policy) = &assignment.policy {
             self.source.set_staging_max(policy.staging_bytes_max.max(64 << 20));
+        }
+        // Replicated from here again, under a newer epoch than that in which it was stopped: the move was undone,
+        // or it was protected anew.
+        let released = self.source.halted_under().is_some_and(|under| Epoch(assignment.epoch) > under);
+        if released
+            && assignment.replicate
+            && !assignment.fenced
+            && let Err(error) = self.source.release()
+        {
+            tracing::error!("the disks still take no writes: {error}");
         }
         let course = if assignment.fenced {
             Course::Hold("this machine was failed over: its writes are remembered here and not replicated")
@@ -305,6 +316,30 @@ impl Handler for Agent {
                 let kind = if order.name.is_empty() { BarrierKind::Crash } else { BarrierKind::Bookmark };
                 let cut = self.source.barrier(kind, &order.name, point(&order.point_id)?);
                 let (sequence, time) = cut.map_err(|error| refused("barrier.refused", error.to_string()))?;
+                Ok(command_result::Result::Barrier(pb::Barrier {
+                    point_id: order.point_id,
+                    sequence: sequence.0,
+                    time_us: time.micros(),
+                    consistent: true,
+                }))
+            }
+            Some(Act::StopSource(order)) if order.release => {
+                let released = self.source.release();
+                released.map_err(|error| refused("source.release", error.to_string()))?;
+                Ok(command_result::Result::Done(pb::Done { detail: "the machine may write again".into() }))
+            }
+            Some(Act::StopSource(order)) => {
+                let (source, id) = (self.source.clone(), point(&order.point_id)?);
+                let stopped = tokio::task::spawn_blocking(move || {
+                    source.halt().map_err(|error| refused("source.stop", error.to_string()))?;
+                    source.barrier(BarrierKind::Crash, "planned failover", id).map_err(|error| {
+                        // It cannot be moved without loss now: it goes on where it is.
+                        let _ = source.release();
+                        refused("barrier.refused", error.to_string())
+                    })
+                });
+                let (sequence, time) =
+                    stopped.await.map_err(|error| refused("source.died", error.to_string()))??;
                 Ok(command_result::Result::Barrier(pb::Barrier {
                     point_id: order.point_id,
                     sequence: sequence.0,

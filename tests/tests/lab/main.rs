@@ -7,5 +7,6 @@ mod headless;
 mod hostile;
 mod moments;
 mod partition;
+mod planned;
 mod plans;
 mod prove;

@@ -205,6 +205,8 @@ actions! {
     RetryJob,
     /// An alert was seen.
     Acknowledge,
+    /// Stops a machine and brings it up at the recovery site.
+    PlannedFailover,
     /// Says that what a run waits for was done by hand.
     Proceed,
 }
@@ -465,6 +467,19 @@ pub const REGISTRY: &[Entry] = &[
         risk: Risk::Danger,
         command: "continuum failover {machine} --unplanned --point {point}",
         ..entry(Action::Failover, "order.failover", "failover (unplanned)")
+    },
+    Entry {
+        keys: &[(Menu, "o")],
+        words: &["planned-failover"],
+        argument: Argument::Machine,
+        needs: Needs::Order("planned-failover"),
+        risk: Risk::Danger,
+        command: "continuum failover {machine} --planned",
+        ..entry(
+            Action::PlannedFailover,
+            "order.planned-failover",
+            "failover (planned: stop it, lose nothing)",
+        )
     },
     Entry {
         keys: &[(Menu, "c")],

@@ -460,6 +460,9 @@ impl Dialog {
             (Action::Verify, _) => Order::Verify(pb::Verify { point: String::new() }),
             (Action::Cleanup, _) => Order::Cleanup(pb::Cleanup { note: String::new() }),
             (Action::Failover, _) => Order::Failover(pb::FailoverOrder { kind: "unplanned".into(), point }),
+            (Action::PlannedFailover, _) => {
+                Order::Failover(pb::FailoverOrder { kind: "planned".into(), point: String::new() })
+            }
             (Action::Commit, _) => Order::Commit(pb::Commit {}),
             (Action::RetryNow, _) => Order::RetryNow(pb::RetryNow {}),
             (Action::CancelJob, _) => Order::CancelJob(pb::CancelJob { job: object }),

@@ -344,6 +344,7 @@ const fn asks_readiness(action: Action) -> Option<&'static str> {
     match action {
         Action::TestFailover => Some("test-failover"),
         Action::Failover => Some("failover"),
+        Action::PlannedFailover => Some("planned-failover"),
         Action::Commit => Some("commit"),
         Action::Unprotect => Some("unprotect"),
         _ => None,
@@ -435,7 +436,12 @@ fn order(state: &mut State, dialog: &Dialog) -> Vec<Effect> {
         let show = single
             && matches!(
                 dialog.action,
-                Action::TestFailover | Action::Failover | Action::Verify | Action::Protect | Action::RetryJob
+                Action::TestFailover
+                    | Action::Failover
+                    | Action::PlannedFailover
+                    | Action::Verify
+                    | Action::Protect
+                    | Action::RetryJob
             );
         state.pending.insert(
             tag,

@@ -665,6 +665,7 @@ pub fn act(state: &mut State, action: Action, argument: &str) -> Vec<Effect> {
         | A::CancelJob
         | A::RetryJob
         | A::Proceed
+        | A::PlannedFailover
         | A::Acknowledge => return orders::begin(state, action, argument),
     }
     Vec::new()

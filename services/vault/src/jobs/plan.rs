@@ -7,6 +7,7 @@
 //! cleanup        stop guest → close view → clean
 //! failover       check → process received → new epoch → fence → resolve point → open view → start guest
 //!                → probe → commit pending
+//!   planned      check → stop source → await target → new epoch → … as above: nothing is lost
 //! commit         check → drop other points → committed
 //! verify         digest source → await target → digest replica → compare
 //! bookmark       barrier → await target → listed
@@ -105,6 +106,7 @@ named!(
         Listed = "listed",
         Mark = "mark",
         Group = "group",
+        StopSource = "stop-source",
         Manual = "manual",
         Report = "report",
     }
@@ -195,6 +197,13 @@ impl JobKind {
 
     /// The steps of a job, in order, and what they are called; none: it is done at once.
     pub(crate) fn steps_of(self, params: &Params) -> Vec<(Step, String)> {
+        if self == Self::Failover && params.planned {
+            // What an unplanned one waits for may be lost; here the machine stops until all of it has arrived.
+            let rest =
+                self.steps().iter().filter(|step| !matches!(step, Step::CheckTarget | Step::ProcessReceived));
+            let steps = [Step::CheckTarget, Step::StopSource, Step::AwaitTarget];
+            return steps.iter().chain(rest).map(|step| (*step, step.name().to_owned())).collect();
+        }
         let Some(run) = params.plan.as_ref().filter(|_| self.of_each().is_some()) else {
             return self.steps().iter().map(|step| (*step, step.name().to_owned())).collect();
         };
@@ -308,6 +317,24 @@ pub(crate) fn begin(
             let run = row.protection.as_ref().and_then(|protection| protection.test_run.as_ref());
             facts.view = run.map(|run| run.view);
             vec![Write::Test(TestState::Cleaning)]
+        }
+        JobKind::Failover if params.planned => {
+            facts.view = Some(world.id(ViewId::make));
+            facts.point_id = Some(world.id(PointId::make));
+            let Some(protection) = &row.protection else { return Ok((Vec::new(), facts)) };
+            let event = Event::FailOver { kind: FailoverKind::Planned };
+            if let Err(illegal) = protection.state.clone().next(event) {
+                return Err(Fault::new(
+                    FaultClass::NotReady,
+                    "protection.illegal-move",
+                    format!("{}: {illegal}", shown(&row.name)),
+                )
+                .affects("this order")
+                .spares("nothing was changed")
+                .remedy("wait until it is protected and not paused, or order an unplanned failover"));
+            }
+            // It replicates on until its source is stopped: it moves with its new epoch.
+            Vec::new()
         }
         JobKind::Failover => {
             facts.view = Some(world.id(ViewId::make));
@@ -480,11 +507,19 @@ pub(crate) fn leaves(kind: JobKind, job: &JobRow, reason: &str, clean: bool) -> 
     }
 }
 
+/// A failover that stops its source, as an order is called.
+pub(crate) const PLANNED_FAILOVER: &str = "planned-failover";
+
 /// The orders that are possible now, as the operator API names them.
 pub(crate) fn orders(entry: &MachineEntry, estate: &Estate) -> Vec<&'static str> {
     let under_way: Vec<JobKind> =
         estate.jobs_of(entry.row.id).filter_map(|job| JobKind::named(&job.kind)).collect();
     let protected = entry.row.protection.is_some();
+    let planned = entry.row.protection.as_ref().is_some_and(|protection| {
+        protection.state == ProtectionState::Protected { paused: false } && protection.test == TestState::None
+    }) && estate.connected(crate::estate::agent_of(entry.row.id))
+        && !under_way.iter().any(|other| JobKind::Failover.conflicts(*other));
+    let planned = planned.then_some(PLANNED_FAILOVER);
     JobKind::ALL
         .into_iter()
         // Those are about an alert and about a point, not about the machine.
@@ -494,6 +529,7 @@ pub(crate) fn orders(entry: &MachineEntry, estate: &Estate) -> Vec<&'static str>
             possible(*kind, &entry.row).is_ok() && !under_way.iter().any(|other| kind.conflicts(*other))
         })
         .map(JobKind::name)
+        .chain(planned)
         .collect()
 }
 

@@ -67,6 +67,8 @@ struct Kept {
     views: BTreeMap<String, bool>,
     done: BTreeMap<String, Answer>,
     barriers: usize,
+    /// The source takes no writes.
+    stopped: bool,
     fails: Option<usize>,
     acts: usize,
 }
@@ -131,6 +133,19 @@ impl Servers {
                 nothing()
             }
             Act::SourceDigest(_) | Act::ReplicaDigest(_) => digests(),
+            Act::StopSource(order) if order.release => {
+                kept.stopped = false;
+                nothing()
+            }
+            Act::StopSource(order) => {
+                kept.stopped = true;
+                Answer::Barrier(pb::Barrier {
+                    point_id: order.point_id,
+                    sequence: 7,
+                    time_us: 1,
+                    consistent: true,
+                })
+            }
             Act::MakeBarrier(order) => {
                 kept.barriers += 1;
                 Answer::Barrier(pb::Barrier {
@@ -360,13 +375,18 @@ const fn before(kind: JobKind) -> &'static [JobKind] {
     }
 }
 
-async fn give(core: &Arc<Core>, kind: JobKind) -> JobRow {
+async fn give(core: &Arc<Core>, kind: JobKind, planned: bool) -> JobRow {
     let key = format!("{}-{}", kind.name(), core.world.stamp().micros());
     let request = pb::OrderRequest {
         key,
         machine: NAME.into(),
         confirm: NAME.into(),
-        order: Some(order_of(kind)),
+        order: Some(match order_of(kind) {
+            Order::Failover(order) if planned => {
+                Order::Failover(pb::FailoverOrder { kind: "planned".into(), ..order })
+            }
+            order => order,
+        }),
         ..Default::default()
     };
     let by = Operator { name: "ada".into(), role: OperatorRole::Owner };
@@ -382,16 +402,20 @@ struct Scene {
 }
 
 async fn scene(kind: JobKind, repeats: bool) -> Scene {
+    scene_of(kind, false, repeats).await
+}
+
+async fn scene_of(kind: JobKind, planned: bool, repeats: bool) -> Scene {
     let dir = folder();
     estate(dir.path()).await;
     let servers = Arc::new(Servers { repeats, ..Servers::default() });
     let core = process(dir.path(), &servers, &Arc::default()).await;
     for earlier in before(kind) {
-        let job = give(&core, *earlier).await;
+        let job = give(&core, *earlier, false).await;
         drive(&core, &servers, job.id).await.unwrap();
         assert_eq!(core.store.job(job.id).await.unwrap().unwrap().state, JobState::Succeeded);
     }
-    let job = give(&core, kind).await.id;
+    let job = give(&core, kind, planned).await.id;
     core.store.close().await;
     Scene { dir, servers, job }
 }
@@ -406,6 +430,7 @@ async fn again(scene: &Scene) -> Scene {
         views: from.views.clone(),
         done: from.done.clone(),
         barriers: from.barriers,
+        stopped: from.stopped,
         fails: None,
         acts: 0,
     };
@@ -422,6 +447,8 @@ async fn check(kind: JobKind, core: &Arc<Core>, scene: &Scene, why: &str) -> Job
     let test = protection.map_or("none", |protection| protection.test.name());
     let kept = scene.servers.kept();
     let guests: Vec<bool> = kept.views.values().copied().collect();
+    let stopped = job.params.planned && job.state == JobState::Succeeded;
+    assert_eq!(kept.stopped, stopped, "{why}: whether the source may write: {job:?}");
     if kind == JobKind::PlanDrill {
         let drilled = core.estate().plans.get(NAME).and_then(|plan| plan.last_drill);
         let passed = drilled.map(|drill| drill.passed);
@@ -497,7 +524,15 @@ async fn crash_everywhere(
     prepare: impl Fn(&Scene),
     cancel: bool,
 ) -> (usize, BTreeSet<&'static str>) {
-    let prepared = scene(kind, false).await;
+    crash_everywhere_from(scene(kind, false).await, kind, prepare, cancel).await
+}
+
+async fn crash_everywhere_from(
+    prepared: Scene,
+    kind: JobKind,
+    prepare: impl Fn(&Scene),
+    cancel: bool,
+) -> (usize, BTreeSet<&'static str>) {
     let mut ends = BTreeSet::new();
     for ends_at in 1.. {
         let scene = again(&prepared).await;
@@ -560,6 +595,29 @@ async fn a_job_that_fails_anywhere_and_dies_anywhere_leaves_the_old_state_or_say
         let (places, ends) =
             crash_everywhere(kind, |scene| scene.servers.kept().fails = Some(fails), false).await;
         assert!(places > 30 && ends.contains("failed"), "{}: {places} places, {ends:?}", kind.name());
+    }
+}
+
+#[tokio::test]
+async fn a_planned_failover_ends_on_one_side_or_the_other_and_the_source_writes_only_on_its_own() {
+    let planned = || scene_of(JobKind::Failover, true, false);
+    let (places, ends) = crash_everywhere_from(planned().await, JobKind::Failover, |_| {}, false).await;
+    assert!(places > 30, "only {places} places");
+    assert_eq!(ends.into_iter().collect::<Vec<_>>(), ["succeeded"]);
+    let (_, ends) = crash_everywhere_from(planned().await, JobKind::Failover, |_| {}, true).await;
+    assert!(ends.contains("cancelled") && ends.contains("succeeded"), "{ends:?}");
+    for fails in 1..20 {
+        let scene = planned().await;
+        scene.servers.kept().fails = Some(fails);
+        let core = process(scene.dir.path(), &scene.servers, &Arc::default()).await;
+        drive(&core, &scene.servers, scene.job).await.unwrap();
+        check(JobKind::Failover, &core, &scene, &format!("planned, failed at act {fails}")).await;
+        let fired = scene.servers.kept().acts >= fails;
+        core.store.close().await;
+        if !fired {
+            assert!(fails > 5, "only {fails} acts");
+            return;
+        }
     }
 }
 

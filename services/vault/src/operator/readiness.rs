@@ -122,7 +122,8 @@ pub(crate) async fn report(
     if let Some(plan) = crate::plans::named(&request.machine) {
         return of_plan(core, plan, name, &request.point).await;
     }
-    let kind = JobKind::named(name)
+    let planned = name == plan::PLANNED_FAILOVER;
+    let kind = JobKind::named(if planned { JobKind::Failover.name() } else { name })
         .filter(|kind| !matches!(kind, JobKind::Acknowledge | JobKind::SetPolicy) && !kind.is_about_plans())
         .ok_or_else(|| {
             usage("order.unknown", &format!("there is no order {}", shown(name)), "see `continuum help`")
@@ -132,7 +133,27 @@ pub(crate) async fn report(
         let estate = core.estate();
         let entry = estate.machine_named(&request.machine).ok_or_else(|| no_machine(&request.machine))?;
         state_checks(kind, entry, &estate, &mut checks);
-        server_checks(kind, entry, &estate, core.world.now(), &mut checks);
+        if planned {
+            let away = "it must answer: it stops the machine and sends what is left";
+            checks.push(if estate.connected(agent_of(entry.row.id)) {
+                check("source", "ok", "its agent answers, and will stop it", "")
+            } else {
+                check("source", "failed", "its agent is not connected", away)
+            });
+            let data = entry.live.agent.as_ref().is_some_and(|(report, _)| report.mode == "data");
+            checks.push(if data {
+                check("mode", "ok", "replication is continuous", "")
+            } else {
+                check(
+                    "mode",
+                    "failed",
+                    "replication is not continuous now",
+                    "wait until the machine is in data mode",
+                )
+            });
+        } else {
+            server_checks(kind, entry, &estate, core.world.now(), &mut checks);
+        }
         (entry.row.clone(), project::forecast_for(&estate, entry.row.id, kind.name(), None))
     };
     let point = if request.point.is_empty() { "latest" } else { &request.point };
@@ -149,13 +170,26 @@ pub(crate) async fn report(
     let ready = checks.iter().all(|check| check.state != "failed");
     Ok(pb::ReadinessReply {
         ready,
-        summary: summary(kind, &row.name, preview_reply.as_ref()),
+        summary: if planned {
+            format!(
+                "{} is stopped at its source, what it wrote last is sent, and it is brought up at the recovery site; nothing is lost",
+                shown(&row.name)
+            )
+        } else {
+            summary(kind, &row.name, preview_reply.as_ref())
+        },
         checks,
-        preview: preview_reply,
+        // It takes what comes, and gives up nothing.
+        preview: preview_reply.filter(|_| !planned),
         forecast_seconds: forecast,
         confirm: if must_be_typed(kind) { row.name.clone() } else { String::new() },
         destroys: must_be_typed(kind),
-        command: command(kind, &row.name, point),
+        command: if planned {
+            let name = quoted(&row.name);
+            format!("continuum failover {name} --planned --yes --confirm {name}")
+        } else {
+            command(kind, &row.name, point)
+        },
         machine_version: row.version,
     })
 }

@@ -60,6 +60,8 @@ pub(crate) struct Params {
     pub(crate) keep_on_failure: bool,
     pub(crate) keep_replica: bool,
     pub(crate) pinned: bool,
+    /// A failover that stops its source first and loses nothing.
+    pub(crate) planned: bool,
     /// What a run of a plan does.
     pub(crate) plan: Option<FrozenPlan>,
     /// How many manual actions of a run were done. The order that says so writes it, beside the engine.

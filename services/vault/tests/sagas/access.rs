@@ -177,9 +177,12 @@ async fn what_was_decided_on_an_old_state_or_without_the_name_is_refused() {
             "point.invalid",
         ),
         (
-            "planned",
-            lab.request(Order::Failover(pb::FailoverOrder { kind: "planned".into(), point: String::new() })),
-            "not-available",
+            "a planned one to a moment",
+            lab.request(Order::Failover(pb::FailoverOrder {
+                kind: "planned".into(),
+                point: "2026-11-23T03:12:45Z".into(),
+            })),
+            "failover.point",
         ),
         (
             "bad policy",

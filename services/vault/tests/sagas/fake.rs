@@ -85,6 +85,7 @@ impl World {
             Act::MakeBarrier(_) => "barrier",
             Act::ReconnectNow(_) => "reconnect",
             Act::SourceDigest(_) => "source-digest",
+            Act::StopSource(_) => "stop-source",
             Act::ResolvePoint(_) => "resolve",
             Act::OpenView(_) => "open",
             Act::StartGuest(_) => "start",

@@ -48,6 +48,29 @@ impl Ctx<'_> {
         }
     }
 
+    /// The machine at its source writes no more; what it wrote last is cut as a point.
+    pub(super) async fn stop_source(&mut self) -> Result<Done, Fault> {
+        let (row, _) = self.protection()?;
+        let agent = agent_of(row.id);
+        self.reach(agent, "the agent of", QUICK).await?;
+        let act = Act::StopSource(pb::StopSource { point_id: self.point_text()?, release: false });
+        let Answer::Barrier(barrier) = self.ask(agent, "", act, QUICK).await? else {
+            return Err(odd("the agent did not say where the source stopped"));
+        };
+        self.facts.position = Some(barrier.sequence);
+        let at = Timestamp::from_micros(barrier.time_us);
+        Ok(Done::said(format!("the source takes no writes since {at}")))
+    }
+
+    /// The machine at its source may write again.
+    pub(super) async fn release_source(&self) -> Result<(), Fault> {
+        let (row, _) = self.protection()?;
+        let agent = agent_of(row.id);
+        self.reach(agent, "the agent of", QUICK).await?;
+        let act = Act::StopSource(pb::StopSource { point_id: String::new(), release: true });
+        self.ask(agent, "/release", act, QUICK).await.map(drop)
+    }
+
     pub(super) async fn fence(&self) -> Result<Done, Fault> {
         let (row, protection) = self.protection()?;
         let act = Act::FenceReplica(pb::FenceReplica { machine_id: row.id.to_string(), epoch: row.epoch });
@@ -199,7 +222,9 @@ impl Ctx<'_> {
     }
 
     pub(super) fn commit_pending(&self) -> Result<Done, Fault> {
-        let run = self.brought_up(Some(FailoverKind::Unplanned))?;
+        let planned = self.job.params.planned;
+        let kind = if planned { FailoverKind::Planned } else { FailoverKind::Unplanned };
+        let run = self.brought_up(Some(kind))?;
         Ok(Done::said("running at the recovery site; commit it, or choose another point")
             .with(vec![Write::Move(Event::BroughtUp), Write::FailedOver(run)]))
     }

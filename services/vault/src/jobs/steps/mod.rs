@@ -94,6 +94,15 @@ pub(crate) async fn act(ctx: &mut Ctx<'_>) -> Result<Done, Fault> {
         Step::Forget => ctx.forget(),
         Step::CheckTarget => ctx.check_target().await,
         Step::ProcessReceived => ctx.process_received().await,
+        Step::FenceEpoch if ctx.job.params.planned => {
+            let moved = Write::Move(Event::FailOver { kind: FailoverKind::Planned });
+            Ok(Done::said("a new epoch: the source's is over").with(vec![
+                moved,
+                Write::Epoch,
+                Write::Fenced(true),
+            ]))
+        }
+        Step::StopSource => ctx.stop_source().await,
         Step::FenceEpoch => {
             Ok(Done::said("a new epoch: the source's is over").with(vec![Write::Epoch, Write::Fenced(true)]))
         }
@@ -130,7 +139,9 @@ pub(crate) const fn has_undo(kind: JobKind, step: Step) -> bool {
     match kind {
         // From its epoch on the target is told to keep a replica.
         JobKind::Protect => matches!(step, Step::NewEpoch),
-        JobKind::TestFailover | JobKind::Failover => matches!(step, Step::OpenView | Step::StartGuest),
+        JobKind::TestFailover | JobKind::Failover => {
+            matches!(step, Step::OpenView | Step::StartGuest | Step::StopSource)
+        }
         _ => false,
     }
 }
@@ -140,6 +151,7 @@ pub(crate) async fn undo(ctx: &mut Ctx<'_>, kind: JobKind) -> Result<(), Fault> 
     match ctx.step {
         Step::OpenView => ctx.close_view().await.map(drop),
         Step::StartGuest => ctx.stop_guest().await.map(drop),
+        Step::StopSource => ctx.release_source().await,
         Step::NewEpoch if kind == JobKind::Protect => ctx.remove_replica().await.map(drop),
         _ => Ok(()),
     }

@@ -82,6 +82,15 @@ impl Ctx<'_> {
         if !self.core.estate().connected(agent) {
             return Ok(Done::warning("the agent is not connected: it is told when it comes back"));
         }
+        let stopped = {
+            let estate = self.core.estate();
+            let report = estate.machines.get(&row.id).and_then(|entry| entry.live.agent.as_ref());
+            report.is_some_and(|(report, _)| report.stopped)
+        };
+        // Who ends the protection of a machine that was moved takes it back where it is.
+        if stopped {
+            self.release_source().await?;
+        }
         let stopped = self.core.until(|estate| {
             let entry = estate.machines.get(&row.id)?;
             let away = !estate.connected(agent);

@@ -90,10 +90,20 @@ pub(super) fn asked(order: &Order) -> Result<Asked, Fault> {
         },
         Order::Failover(order) => {
             if order.kind == "planned" {
-                return Err(Fault::new(FaultClass::NotReady, "not-available", "a planned failover is not possible: this version knows unplanned ones only")
-                    .affects("this order")
-                    .spares("nothing was changed")
-                    .remedy("stop the machine at its source, then order an unplanned failover to `latest`: with everything received nothing is lost"));
+                if !matches!(order.point.as_str(), "" | "latest") {
+                    return Err(usage(
+                        "failover.point",
+                        "a planned failover stops the source and takes its last moment",
+                        "leave the point out, or order an unplanned failover to it",
+                    ));
+                }
+                params.planned = true;
+                params.point = at("latest")?;
+                return Ok(Asked {
+                    kind,
+                    params,
+                    detail: "planned failover: the source is stopped, nothing is lost".into(),
+                });
             }
             if !matches!(order.kind.as_str(), "unplanned" | "") {
                 return Err(usage(
