@@ -18,6 +18,8 @@ use std::collections::BTreeMap;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 const BLOCK: usize = REGION_BYTES as usize;
+/// Sums that are read at once.
+const SUMS_AT_ONCE: usize = 64;
 const REDO: &str = "base/redo";
 const REDO_MAGIC: &[u8; 8] = b"CTMREDO1";
 const REDO_HEADER: usize = 24;
@@ -35,11 +37,17 @@ type Image = (DiskSpec, Box<dyn MediumFile>, Box<dyn MediumFile>);
 pub type Blocks = BTreeMap<(DiskIndex, u64), Vec<u8>>;
 
 fn sum_of(disk: DiskIndex, block: u64, bytes: &[u8]) -> u64 {
-    if bytes.iter().all(|byte| *byte == 0) {
+    if is_zero(bytes) {
         return 0;
     }
     // 0 means zeroes; a sum that happens to be 0 is told as 1.
     xxh3_64_with_seed(bytes, block.rotate_left(16) ^ u64::from(disk.0)).max(1)
+}
+
+fn is_zero(bytes: &[u8]) -> bool {
+    // In words: a plain comparison of bytes costs more than the sum.
+    let (words, rest) = bytes.as_chunks::<64>();
+    rest.iter().all(|byte| *byte == 0) && words.iter().all(|word| *word == [0; 64])
 }
 
 impl Base {
@@ -71,45 +79,68 @@ impl Base {
         self.disks.iter().find(|(spec, ..)| spec.index == index).ok_or(ReplicaError::NoDisk(index))
     }
 
-    /// Whether a block is all zeroes, by its sum alone.
-    pub fn is_zero(&self, disk: DiskIndex, block: u64) -> Result<bool, ReplicaError> {
+    /// The sums of blocks from `first` on. 0: the block is all zeroes.
+    pub fn sums(&self, disk: DiskIndex, first: u64, out: &mut [u64]) -> Result<(), ReplicaError> {
         let (_, _, sums) = self.disk(disk)?;
-        let mut sum = [0; 8];
-        sums.read_at(block * 8, &mut sum)
-            .map_err(|error| ReplicaError::io(&format!("base/{disk}.sum"), error))?;
-        Ok(sum == [0; 8])
-    }
-
-    /// Reads and verifies one block into `out` (its full length; the last may be shorter).
-    pub fn read_block(&self, disk: DiskIndex, block: u64, out: &mut Vec<u8>) -> Result<(), ReplicaError> {
-        let (spec, image, sums) = self.disk(disk)?;
-        let start = block * REGION_BYTES;
-        out.clear();
-        out.resize((spec.size - start).min(REGION_BYTES) as usize, 0);
-        let mut sum = [0; 8];
-        sums.read_at(block * 8, &mut sum)
-            .map_err(|error| ReplicaError::io(&format!("base/{disk}.sum"), error))?;
-        let sum = u64::from_le_bytes(sum);
-        if sum == 0 {
-            return Ok(());
-        }
-        image.read_at(start, out).map_err(|error| ReplicaError::io(&format!("base/{disk}.img"), error))?;
-        if sum_of(disk, block, out) != sum {
-            return Err(ReplicaError::Damaged {
-                file: format!("base/{disk}.img"),
-                reason: format!("block {block} (bytes {start} and on) does not match its checksum"),
-            });
+        let mut bytes = [0; SUMS_AT_ONCE * 8];
+        let mut block = first;
+        for part in out.chunks_mut(SUMS_AT_ONCE) {
+            let read = &mut bytes[..part.len() * 8];
+            sums.read_at(block * 8, read)
+                .map_err(|error| ReplicaError::io(&format!("base/{disk}.sum"), error))?;
+            for (sum, bytes) in part.iter_mut().zip(read.as_chunks().0) {
+                *sum = u64::from_le_bytes(*bytes);
+            }
+            block += part.len() as u64;
         }
         Ok(())
     }
 
-    /// Takes blocks over, so that a crash leaves all or none of them. Called again with the same, it changes nothing.
-    pub fn apply(&self, medium: &dyn Medium, to: Sequence, blocks: &Blocks) -> Result<(), ReplicaError> {
-        write_redo(medium, to, blocks)?;
-        self.write(blocks)
+    /// Reads and verifies one block into `out` (its full length; the last may be shorter).
+    pub fn read_block(&self, disk: DiskIndex, block: u64, out: &mut Vec<u8>) -> Result<(), ReplicaError> {
+        let (spec, ..) = self.disk(disk)?;
+        out.clear();
+        out.resize((spec.size - block * REGION_BYTES).min(REGION_BYTES) as usize, 0);
+        self.read_blocks(disk, block, out)
     }
 
-    fn write(&self, blocks: &Blocks) -> Result<(), ReplicaError> {
+    /// Reads and verifies whole blocks from `first` on; only the last of a disk may be shorter.
+    /// What lies together is read at once, straight into `out`.
+    pub fn read_blocks(&self, disk: DiskIndex, first: u64, out: &mut [u8]) -> Result<(), ReplicaError> {
+        let (_, image, _) = self.disk(disk)?;
+        let mut known = [0; SUMS_AT_ONCE];
+        let mut block = first;
+        for part in out.chunks_mut(SUMS_AT_ONCE * BLOCK) {
+            let known = &mut known[..part.len().div_ceil(BLOCK)];
+            self.sums(disk, block, known)?;
+            let mut done = 0;
+            while done < known.len() {
+                let zero = known[done] == 0;
+                let run = known[done..].iter().take_while(|sum| (**sum == 0) == zero).count();
+                let stop = ((done + run) * BLOCK).min(part.len());
+                let stretch = &mut part[done * BLOCK..stop];
+                if zero {
+                    stretch.fill(0);
+                } else {
+                    image
+                        .read_at((block + done as u64) * REGION_BYTES, stretch)
+                        .map_err(|error| ReplicaError::io(&format!("base/{disk}.img"), error))?;
+                    for (at, bytes) in stretch.chunks(BLOCK).enumerate() {
+                        let number = block + (done + at) as u64;
+                        if sum_of(disk, number, bytes) != known[done + at] {
+                            return Err(damaged_block(disk, number));
+                        }
+                    }
+                }
+                done += run;
+            }
+            block += known.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// Writes blocks that `redo` holds, durably from there on: after a crash they are written again.
+    pub fn write(&self, blocks: &Blocks) -> Result<(), ReplicaError> {
         for (&(disk, block), bytes) in blocks {
             let (_, image, sums) = self.disk(disk)?;
             let sum = sum_of(disk, block, bytes);
@@ -122,6 +153,11 @@ impl Base {
                 .and_then(|()| sums.write_at(block * 8, &[&sum.to_le_bytes()]))
                 .map_err(|error| ReplicaError::io(&format!("base/{disk}"), error))?;
         }
+        Ok(())
+    }
+
+    /// Makes everything written so far durable.
+    pub fn sync(&self) -> Result<(), ReplicaError> {
         for (spec, image, sums) in &self.disks {
             image
                 .sync()
@@ -131,10 +167,14 @@ impl Base {
         Ok(())
     }
 
-    /// After a crash: does a whole redo again, forgets a torn one. Returns where a whole one leads.
-    pub fn redo(&self, medium: &dyn Medium) -> Result<Option<Sequence>, ReplicaError> {
-        let Some((to, blocks)) = read_redo(medium, &self.disks)? else { return Ok(None) };
+    /// After a crash: does a whole redo again, forgets a torn one, and one that leads to where the base was
+    /// long ago. Returns where a whole one leads.
+    pub fn redo(&self, medium: &dyn Medium, base: Sequence) -> Result<Option<Sequence>, ReplicaError> {
+        let Some((to, blocks)) = read_redo(medium, &self.disks)?.filter(|(to, _)| *to >= base) else {
+            return Ok(None);
+        };
         self.write(&blocks)?;
+        self.sync()?;
         Ok(Some(to))
     }
 
@@ -147,7 +187,16 @@ impl Base {
     }
 }
 
-fn write_redo(medium: &dyn Medium, to: Sequence, blocks: &Blocks) -> Result<(), ReplicaError> {
+fn damaged_block(disk: DiskIndex, block: u64) -> ReplicaError {
+    let start = block * REGION_BYTES;
+    ReplicaError::Damaged {
+        file: format!("base/{disk}.img"),
+        reason: format!("block {block} (bytes {start} and on) does not match its checksum"),
+    }
+}
+
+/// Puts a fold on record: from here on it happens, whatever comes between.
+pub fn write_redo(medium: &dyn Medium, to: Sequence, blocks: &Blocks) -> Result<(), ReplicaError> {
     let mut bytes = Vec::with_capacity(REDO_HEADER + blocks.len() * REDO_ENTRY + 8);
     bytes.extend_from_slice(REDO_MAGIC);
     bytes.extend_from_slice(&to.0.to_le_bytes());

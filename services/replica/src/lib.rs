@@ -4,7 +4,9 @@
 //! - [`segment`]: the journal's files; what survives a crash and how we know
 //! - [`extents`]: newest-wins maps of a disk
 //! - [`base`]: base images with a sum for every block, and the redo log of folding
-//! - [`store`]: opening, appending, positions, points, retention
+//! - [`store`]: opening, appending, positions, points
+//! - [`cache`]: what was read and verified, in memory, bounded; `read`: from files to content
+//! - `fold`: the oldest history becomes part of the base
 //! - [`view`]: a disk as of a position; [`overlay`]: what is written on top of one
 //! - [`marks`]: pins and proofs of points; [`manifest`]: what the store is and how far it is folded
 //!
@@ -22,15 +24,19 @@
 //! whose checksum was not verified; a failed flush poisons the store until it is opened again.
 
 pub mod base;
+pub mod cache;
 pub mod extents;
+mod fold;
 pub mod manifest;
 pub mod marks;
 pub mod medium;
 pub mod overlay;
+mod read;
 pub mod segment;
 pub mod store;
 pub mod view;
 
+pub use cache::Cache;
 pub use manifest::DiskSpec;
 pub use medium::{Folder, Medium};
 pub use overlay::Overlay;

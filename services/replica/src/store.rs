@@ -1,36 +1,35 @@
 //! Opening, appending, positions, points, retention.
 //!
 //! The index of the journal lies in memory, one entry a record, rebuilt from frame heads when the store is
-//! opened. Frames themselves are read from their segments when a view asks for them, through a small cache
-//! of decompressed payloads.
+//! opened; entries of each region of a disk are listed, so that a view finds its own without a search.
+//! Content is read through the cache ([`crate::cache`], `read`); folding is in `fold`.
 //!
-//! Locks, in this order: `views` (held while a fold is at work: no view opens meanwhile), `ingest`, `index`,
-//! `base`. Ingest never waits for a fold's reading and writing, only for its last moment.
+//! Locks, in this order: `folding` (one fold at a time), `leases`, `ingest`, `index`, `base`. None of the last
+//! four is held while a fold reads or syncs.
 //!
 //! A **legal run** is a stretch of records whose every boundary may be brought up; between runs lie gaps.
 
-use crate::base::{Base, Blocks};
+use crate::base::Base;
+use crate::cache::{Cache, Owner};
 use crate::manifest::{self, DiskSpec, FORMAT, Manifest};
 use crate::marks::{Mark, Marks, Proofs};
 use crate::medium::{Medium, MediumFile};
 use crate::overlay::Overlay;
+use crate::read::open_envelope;
 use crate::segment::{self, RECORD_BYTES, SEGMENT_BYTES, Segment};
 use crate::view::View;
-use bytes::Bytes as Data;
 use continuum_model::feed::frame::{Row, RowKind};
-use continuum_model::feed::{Barrier, Codec, Envelope, Frame, FrameError, Legality};
+use continuum_model::feed::{Barrier, Envelope, Frame, FrameError, Legality};
 use continuum_model::id::{MachineId, PointId, ViewId};
 use continuum_model::point::{PointChoice, PointKind};
 use continuum_model::time::Timestamp;
-use continuum_model::units::{Bytes, DiskIndex, Epoch, FrameNumber, REGION_BYTES, Sequence};
+use continuum_model::units::{DiskIndex, Epoch, FrameNumber, Sequence};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-/// Decompressed payloads kept for views.
-const CACHE_BYTES: usize = 64 << 20;
-/// Payload that one slice of folding takes on.
-const FOLD_BYTES: u64 = 32 << 20;
+/// The index lists its entries by regions of this many bytes of a disk.
+pub(crate) const MAP_BYTES: u64 = 8 << 20;
 
 /// What went wrong.
 #[derive(Debug, thiserror::Error)]
@@ -208,9 +207,9 @@ pub struct Resolved {
 
 /// A stretch whose every boundary may be brought up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct LegalRun {
-    from: (Sequence, Timestamp),
-    to: (Sequence, Timestamp),
+pub(crate) struct LegalRun {
+    pub(crate) from: (Sequence, Timestamp),
+    pub(crate) to: (Sequence, Timestamp),
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -226,56 +225,74 @@ pub(crate) struct Entry {
 }
 
 #[derive(Clone)]
-struct FrameAt {
-    number: FrameNumber,
-    digest: u128,
-    segment: u64,
-    at: u64,
-    length: u32,
-    last: (Sequence, Timestamp),
+pub(crate) struct FrameAt {
+    pub(crate) number: FrameNumber,
+    pub(crate) digest: u128,
+    pub(crate) segment: u64,
+    pub(crate) at: u64,
+    pub(crate) length: u32,
+    pub(crate) last: (Sequence, Timestamp),
 }
 
-struct Index {
-    manifest: Manifest,
-    marks: Marks,
-    frames: VecDeque<FrameAt>,
-    entries: VecDeque<Entry>,
-    runs: VecDeque<LegalRun>,
-    points: BTreeMap<Sequence, PointInfo>,
-    segments: BTreeMap<u64, (Arc<dyn MediumFile>, u64)>,
+pub(crate) struct Index {
+    pub(crate) manifest: Manifest,
+    pub(crate) marks: Marks,
+    pub(crate) frames: VecDeque<FrameAt>,
+    pub(crate) entries: VecDeque<Entry>,
+    /// Entries that were forgotten at the front: entry `n` ever stands at `n - forgotten`.
+    forgotten: u64,
+    /// The entries (by their number ever) that touch a region of a disk, in order.
+    regions: HashMap<(DiskIndex, u64), VecDeque<u64>>,
+    pub(crate) runs: VecDeque<LegalRun>,
+    pub(crate) points: BTreeMap<Sequence, PointInfo>,
+    pub(crate) segments: BTreeMap<u64, (Arc<dyn MediumFile>, u64)>,
     legality: Legality,
-    last: Appended,
+    pub(crate) last: Appended,
     damage: Option<String>,
 }
 
-struct Ingest {
-    active: Option<Segment>,
+pub(crate) struct Ingest {
+    pub(crate) active: Option<Segment>,
     next_segment: u64,
     poisoned: bool,
 }
 
-pub(crate) struct Core {
-    medium: Arc<dyn Medium>,
-    machine: MachineId,
-    pub(crate) disks: Vec<DiskSpec>,
-    views: Mutex<usize>,
-    ingest: Mutex<Ingest>,
-    index: RwLock<Index>,
-    base: RwLock<Base>,
-    cache: Mutex<Cache>,
+/// What may not be folded now, and what may not be opened now.
+#[derive(Default)]
+pub(crate) struct Leases {
+    /// Positions of open views, and how many are open at each.
+    open: BTreeMap<Sequence, usize>,
+    /// A fold up to here is under way: what is older goes.
+    pub(crate) folding: Option<Sequence>,
 }
 
-#[derive(Default)]
-struct Cache {
-    frames: HashMap<FrameNumber, Frame>,
-    order: VecDeque<FrameNumber>,
-    bytes: usize,
+impl Leases {
+    pub(crate) fn oldest(&self) -> Option<Sequence> {
+        self.open.keys().next().copied()
+    }
+    fn goes(&self, position: Sequence) -> bool {
+        self.folding.is_some_and(|to| position < to)
+    }
+}
+
+pub(crate) struct Core {
+    pub(crate) id: Owner,
+    pub(crate) medium: Arc<dyn Medium>,
+    machine: MachineId,
+    pub(crate) disks: Vec<DiskSpec>,
+    /// One fold at a time; true: one failed half-way.
+    pub(crate) folding: Mutex<bool>,
+    leases: Mutex<Leases>,
+    ingest: Mutex<Ingest>,
+    index: RwLock<Index>,
+    pub(crate) base: RwLock<Base>,
+    pub(crate) cache: Arc<Cache>,
 }
 
 /// The replica of one machine.
 #[derive(Clone)]
 pub struct Store {
-    core: Arc<Core>,
+    pub(crate) core: Arc<Core>,
 }
 
 impl Store {
@@ -284,6 +301,16 @@ impl Store {
         medium: Arc<dyn Medium>,
         machine: MachineId,
         disks: &[DiskSpec],
+    ) -> Result<(Self, Vec<String>), ReplicaError> {
+        Self::open_with(medium, machine, disks, Cache::of_process())
+    }
+
+    /// The same, with a cache that is not the one of the process.
+    pub fn open_with(
+        medium: Arc<dyn Medium>,
+        machine: MachineId,
+        disks: &[DiskSpec],
+        cache: Arc<Cache>,
     ) -> Result<(Self, Vec<String>), ReplicaError> {
         for folder in ["journal", "base", "views"] {
             medium.make_folder(folder).map_err(|error| ReplicaError::io(folder, error))?;
@@ -326,14 +353,16 @@ impl Store {
         let mut findings = Vec::new();
         let (index, ingest) = replay(&*medium, manifest, marks, &base, &mut findings)?;
         let core = Core {
+            id: Owner::new(),
             medium,
             machine,
             disks: disks.to_vec(),
-            views: Mutex::new(0),
+            folding: Mutex::new(false),
+            leases: Mutex::default(),
             ingest: Mutex::new(ingest),
             index: RwLock::new(index),
             base: RwLock::new(base),
-            cache: Mutex::default(),
+            cache,
         };
         Ok((Self { core: Arc::new(core) }, findings))
     }
@@ -550,12 +579,12 @@ impl Store {
         (before, index.points.range(position.next()..).next().map(|(_, point)| point.clone()))
     }
 
-    /// Opens every disk as of a position. Costs by the number of records, never by their bytes.
+    /// Opens every disk as of a position. Costs nothing that grows with history: what is read is looked up then.
     pub fn open_view(&self, position: Sequence) -> Result<View, ReplicaError> {
-        let mut views = self.core.views.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut leases = self.core.leases();
         let index = self.core.index();
         let legal = index.runs.iter().any(|run| run.from.0 <= position && position <= run.to.0);
-        if !legal {
+        if !legal || leases.goes(position) {
             let nearest = index.runs.back().map(|run| run.to.1);
             return Err(ReplicaError::NoPoint {
                 asked: format!("position {position}"),
@@ -563,10 +592,8 @@ impl Store {
                 nearest,
             });
         }
-        let end = index.entries.partition_point(|entry| entry.sequence <= position);
-        let view = View::new(self.core.clone(), index.entries.range(..end));
-        *views += 1;
-        Ok(view)
+        *leases.open.entry(position).or_default() += 1;
+        Ok(View::new(self.core.clone(), position))
     }
 
     /// Opens an overlay on a view, or again the one that this id had.
@@ -581,8 +608,10 @@ impl Store {
 
     /// Pins or unpins a point, or adds proofs to it.
     pub fn mark(&self, id: PointId, change: impl FnOnce(&mut Mark)) -> Result<(), ReplicaError> {
+        let leases = self.core.leases();
         let mut index = self.core.index_mut();
-        let Some(position) = index.points.iter().find(|(_, point)| point.id == id).map(|(at, _)| *at) else {
+        let known = index.points.iter().find(|(_, point)| point.id == id).map(|(at, _)| *at);
+        let Some(position) = known.filter(|position| !leases.goes(*position)) else {
             return Err(ReplicaError::NoPoint {
                 asked: id.to_string(),
                 reason: "no such point, or it expired",
@@ -608,39 +637,33 @@ impl Store {
             mark.proofs.digest_equal = proofs.digest_equal.or(mark.proofs.digest_equal);
         })
     }
-
-    /// Folds one slice of history older than `until` (or beyond `bytes_max`) into the base. Returns whether
-    /// there is more to do. Never below a pinned point, never while a view is open, never the newest run.
-    pub fn fold(&self, until: Timestamp, bytes_max: Option<Bytes>) -> Result<bool, ReplicaError> {
-        let core = &*self.core;
-        // Held to the end: a view that opened now would lose what it reads.
-        let views = core.views.lock().unwrap_or_else(PoisonError::into_inner);
-        if *views > 0 {
-            return Ok(false);
-        }
-        let Some((target, more)) = core.fold_target(until, bytes_max) else { return Ok(false) };
-        let blocks = core.fold_blocks(target.last.0)?;
-        let base = core.base.write().unwrap_or_else(PoisonError::into_inner);
-        base.apply(&*core.medium, target.last.0, &blocks)?;
-        drop(base);
-        core.advance(&target)?;
-        Base::forget_redo(&*core.medium)?;
-        Ok(more)
-    }
 }
 
 impl Core {
-    fn ingest(&self) -> MutexGuard<'_, Ingest> {
+    pub(crate) fn leases(&self) -> MutexGuard<'_, Leases> {
+        self.leases.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+    pub(crate) fn ingest(&self) -> MutexGuard<'_, Ingest> {
         self.ingest.lock().unwrap_or_else(PoisonError::into_inner)
     }
-    fn index(&self) -> RwLockReadGuard<'_, Index> {
+    pub(crate) fn index(&self) -> RwLockReadGuard<'_, Index> {
         self.index.read().unwrap_or_else(PoisonError::into_inner)
     }
-    fn index_mut(&self) -> RwLockWriteGuard<'_, Index> {
+    pub(crate) fn index_mut(&self) -> RwLockWriteGuard<'_, Index> {
         self.index.write().unwrap_or_else(PoisonError::into_inner)
     }
-    pub(crate) fn view_closed(&self) {
-        *self.views.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+    /// Reads of the base; not held across anything else.
+    pub(crate) fn base(&self) -> RwLockReadGuard<'_, Base> {
+        self.base.read().unwrap_or_else(PoisonError::into_inner)
+    }
+    pub(crate) fn view_closed(&self, position: Sequence) {
+        let mut leases = self.leases();
+        if let Some(count) = leases.open.get_mut(&position) {
+            *count -= 1;
+            if *count == 0 {
+                leases.open.remove(&position);
+            }
+        }
     }
 
     fn check_bounds(&self, row: &Row) -> Result<(), ReplicaError> {
@@ -695,159 +718,6 @@ impl Core {
         active.end = end;
         Ok(places)
     }
-
-    /// A frame, from the cache or from its segment.
-    pub(crate) fn frame(&self, number: FrameNumber) -> Result<Frame, ReplicaError> {
-        if let Some(frame) = self.cache.lock().unwrap_or_else(PoisonError::into_inner).frames.get(&number) {
-            return Ok(frame.clone());
-        }
-        let (file, place) = {
-            let index = self.index();
-            let first = index.frames.front().map_or(0, |frame| frame.number.0);
-            let place = number.0.checked_sub(first).and_then(|at| index.frames.get(at as usize)).cloned();
-            let place = place.ok_or(ReplicaError::Gap { last: index.last.number, got: number })?;
-            let file = index.segments.get(&place.segment).map(|(file, _)| file.clone());
-            (file.ok_or(ReplicaError::Gap { last: index.last.number, got: number })?, place)
-        };
-        let envelope = segment::read_envelope(&*file, place.segment, place.at, place.length)?;
-        if envelope.head.digest != place.digest {
-            return Err(ReplicaError::Damaged {
-                file: segment::file_name(place.segment),
-                reason: format!("frame {number} is another one than was stored there"),
-            });
-        }
-        let frame = open_envelope(&envelope)?;
-        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-        if cache.frames.insert(number, frame.clone()).is_none() {
-            cache.order.push_back(number);
-            cache.bytes += frame.payload.len();
-        }
-        while cache.bytes > CACHE_BYTES
-            && let Some(oldest) = cache.order.pop_front()
-        {
-            cache.bytes -= cache.frames.remove(&oldest).map_or(0, |frame| frame.payload.len());
-        }
-        Ok(frame)
-    }
-
-    /// Reads base blocks; views hold nothing while they do.
-    pub(crate) fn base(&self) -> RwLockReadGuard<'_, Base> {
-        self.base.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The frame up to which to fold now, and whether more would be left.
-    fn fold_target(&self, until: Timestamp, bytes_max: Option<Bytes>) -> Option<(FrameAt, bool)> {
-        let index = self.index();
-        let newest = index.runs.back()?;
-        let pinned = index.points.iter().find(|(_, point)| point.mark.pinned).map(|(at, _)| *at);
-        let mut excess = match bytes_max {
-            Some(most) => index.segments.values().map(|(_, end)| *end).sum::<u64>().saturating_sub(most.0),
-            None => 0,
-        };
-        let (mut target, mut bytes) = (None, 0u64);
-        for frame in &index.frames {
-            let expired = frame.last.1 <= until;
-            // The newest state that can be brought up stays in the journal: folding beyond it would leave nothing.
-            let kept = frame.last.0 >= newest.to.0 || pinned.is_some_and(|at| frame.last.0 >= at);
-            if kept || !(expired || excess > 0) {
-                break;
-            }
-            if bytes > FOLD_BYTES {
-                return target.map(|target| (target, true));
-            }
-            bytes += u64::from(frame.length);
-            excess = excess.saturating_sub(u64::from(frame.length));
-            target = Some(frame.clone());
-        }
-        target.map(|target| (target, false))
-    }
-
-    /// The content of every block that changed up to a position.
-    fn fold_blocks(&self, to: Sequence) -> Result<Blocks, ReplicaError> {
-        let entries: Vec<Entry> = {
-            let index = self.index();
-            let end = index.entries.partition_point(|entry| entry.sequence <= to);
-            index.entries.range(..end).copied().collect()
-        };
-        let view = View::runs_of(&self.disks, entries.iter());
-        let mut blocks = Blocks::new();
-        for (disk, runs) in self.disks.iter().zip(view) {
-            for run in runs {
-                let mut block = run.start / REGION_BYTES;
-                while block * REGION_BYTES < run.end {
-                    if let std::collections::btree_map::Entry::Vacant(slot) =
-                        blocks.entry((disk.index, block))
-                    {
-                        let mut content = Vec::new();
-                        self.base().read_block(disk.index, block, &mut content)?;
-                        slot.insert(content);
-                    }
-                    let start = block * REGION_BYTES;
-                    let part = run.cut(start, start + REGION_BYTES);
-                    let Some(content) = blocks.get_mut(&(disk.index, block)) else { break };
-                    let out = &mut content[(part.start - start) as usize..(part.end - start) as usize];
-                    self.fill(&part, out)?;
-                    block += 1;
-                }
-            }
-        }
-        Ok(blocks)
-    }
-
-    /// Copies a run's content.
-    pub(crate) fn fill(
-        &self,
-        run: &crate::extents::Run<crate::view::Source>,
-        out: &mut [u8],
-    ) -> Result<(), ReplicaError> {
-        match run.source {
-            crate::view::Source::Zero => out.fill(0),
-            crate::view::Source::Frame { number, data_at } => {
-                let frame = self.frame(number)?;
-                let from = (u64::from(data_at) + run.skip) as usize;
-                out.copy_from_slice(&frame.payload[from..from + out.len()]);
-            }
-        }
-        Ok(())
-    }
-
-    /// The base now holds everything up to a frame: on record first, then what is superseded goes.
-    fn advance(&self, to: &FrameAt) -> Result<(), ReplicaError> {
-        let ingest = self.ingest();
-        let mut index = self.index_mut();
-        let base_legal = index.runs.iter().any(|run| run.from.0 <= to.last.0 && to.last.0 <= run.to.0);
-        let manifest = Manifest {
-            base_sequence: to.last.0,
-            base_time: to.last.1,
-            base_frame: to.number,
-            base_digest: format!("{:032x}", to.digest),
-            base_legal,
-            ..index.manifest.clone()
-        };
-        manifest::replace(&*self.medium, "manifest", &manifest)?;
-        index.manifest = manifest;
-        index.forget_up_to(to.last.0, to.last.1);
-        let first_needed = index.frames.front().map(|frame| frame.segment);
-        let active = ingest.active.as_ref().map(|active| active.number);
-        let gone: Vec<u64> = index
-            .segments
-            .keys()
-            .copied()
-            .filter(|number| first_needed.is_none_or(|first| *number < first) && Some(*number) != active)
-            .collect();
-        for number in gone {
-            let name = segment::file_name(number);
-            self.medium.remove(&name).map_err(|error| ReplicaError::io(&name, error))?;
-            index.segments.remove(&number);
-        }
-        let marks_before = index.marks.points.len();
-        let kept: std::collections::BTreeSet<PointId> = index.points.values().map(|point| point.id).collect();
-        index.marks.points.retain(|id, _| kept.contains(id));
-        if index.marks.points.len() != marks_before {
-            manifest::replace(&*self.medium, "marks", &index.marks)?;
-        }
-        self.medium.sync_folder("journal").map_err(|error| ReplicaError::io("journal", error))
-    }
 }
 
 impl Index {
@@ -868,6 +738,13 @@ impl Index {
                 match self.runs.back_mut() {
                     Some(run) if run.to.0.next() == row.sequence => run.to = place,
                     _ => self.runs.push_back(LegalRun { from: place, to: place }),
+                }
+            }
+            if matches!(row.kind, RowKind::Write | RowKind::Zero) && row.length > 0 {
+                let number = self.forgotten + self.entries.len() as u64;
+                let last = (row.offset + u64::from(row.length) - 1) / MAP_BYTES;
+                for region in row.offset / MAP_BYTES..=last {
+                    self.regions.entry((row.disk, region)).or_default().push_back(number);
                 }
             }
             self.entries.push_back(Entry {
@@ -908,14 +785,34 @@ impl Index {
         });
     }
 
-    fn forget_up_to(&mut self, to: Sequence, time: Timestamp) {
+    /// The entries that touch a region of a disk, oldest first.
+    pub(crate) fn in_region(&self, disk: DiskIndex, region: u64) -> impl Iterator<Item = &Entry> {
+        let numbers = self.regions.get(&(disk, region)).into_iter().flatten();
+        numbers.filter_map(|number| self.entries.get((number - self.forgotten) as usize))
+    }
+
+    pub(crate) fn forget_up_to(&mut self, to: Sequence, time: Timestamp) {
         while self.frames.front().is_some_and(|frame| frame.last.0 <= to) {
             self.frames.pop_front();
         }
-        while self.entries.front().is_some_and(|entry| entry.sequence <= to) {
-            self.entries.pop_front();
+        while self.entries.front().is_some_and(|entry| entry.sequence <= to)
+            && let Some(entry) = self.entries.pop_front()
+        {
+            if matches!(entry.kind, RowKind::Write | RowKind::Zero) && entry.length > 0 {
+                let last = (entry.offset + u64::from(entry.length) - 1) / MAP_BYTES;
+                for region in entry.offset / MAP_BYTES..=last {
+                    if let Some(numbers) = self.regions.get_mut(&(entry.disk, region)) {
+                        // In order: what is forgotten stands first.
+                        numbers.pop_front();
+                        if numbers.is_empty() {
+                            self.regions.remove(&(entry.disk, region));
+                        }
+                    }
+                }
+            }
+            self.forgotten += 1;
         }
-        self.points = self.points.split_off(&to);
+        self.points = self.points.split_off(&to.next());
         while let Some(run) = self.runs.front_mut() {
             if run.to.0 < to {
                 self.runs.pop_front();
@@ -927,32 +824,6 @@ impl Index {
             }
         }
     }
-}
-
-/// Decompresses and verifies an envelope. What it expands to is bounded by what its head declares.
-pub(crate) fn open_envelope(envelope: &Envelope) -> Result<Frame, ReplicaError> {
-    let length = envelope.head.payload_len as usize;
-    let wrong = |what: &str| {
-        let number = envelope.head.identity.number.0;
-        ReplicaError::Damaged { file: format!("frame {number}"), reason: format!("its payload {what}") }
-    };
-    let payload = match envelope.codec {
-        Codec::Plain => envelope.stored.clone(),
-        Codec::Lz4 => {
-            let mut out = vec![0; length];
-            let written = lz4_flex::block::decompress_into(&envelope.stored, &mut out)
-                .map_err(|_| wrong("cannot be decompressed"))?;
-            out.truncate(written);
-            Data::from(out)
-        }
-        Codec::Zstd => {
-            // One byte more than declared is asked for, so that more is noticed without being kept.
-            let out = zstd::bulk::decompress(&envelope.stored, length + 1)
-                .map_err(|_| wrong("expands beyond its declared size, or cannot be decompressed"))?;
-            Data::from(out)
-        }
-    };
-    Ok(envelope.head.clone().open(payload)?)
 }
 
 /// Reads the journal back after a start, whatever ended the last run.
@@ -968,7 +839,7 @@ fn replay(
         file: "manifest".into(),
         reason: "base_digest is no digest".into(),
     })?;
-    let redone = base.redo(medium)?;
+    let redone = base.redo(medium, manifest.base_sequence)?;
     let mut index = Index {
         last: Appended {
             number: manifest.base_frame,
@@ -980,6 +851,8 @@ fn replay(
         marks,
         frames: VecDeque::new(),
         entries: VecDeque::new(),
+        forgotten: 0,
+        regions: HashMap::new(),
         runs: VecDeque::new(),
         points: BTreeMap::new(),
         segments: BTreeMap::new(),

@@ -1,12 +1,31 @@
 //! Every disk of a machine as of one position. Read only; verified on every read.
+//!
+//! Opening one costs nothing: which record holds which range is worked out for a region of the disk when it is
+//! first read, and kept in the cache. While a view is open nothing newer than its position is folded. What is
+//! folded below it moves from the journal to the base, with the same content, and is then read there.
+//!
+//! Whoever reads one stretch after the other has it read ahead: a window of the disk is put together at
+//! once, and each frame that it needs is read and decompressed once, however scattered its records are.
 
+use crate::cache::{Content, Key, Owner};
 use crate::extents::{ExtentMap, Run, overlapping};
 use crate::manifest::DiskSpec;
-use crate::store::{Core, Entry, ReplicaError};
+use crate::store::{Core, MAP_BYTES, ReplicaError};
+use bytes::Bytes;
 use continuum_model::digest::{BlockSum, Digest, DiskDigest};
-use continuum_model::feed::frame::RowKind;
-use continuum_model::units::{DiskIndex, FrameNumber, REGION_BYTES};
-use std::sync::Arc;
+use continuum_model::units::{DiskIndex, FrameNumber, REGION_BYTES, Sequence};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// What is read ahead is kept in pieces of this size. A whole number of them is a region of the index.
+const CHUNK_BYTES: u64 = 1 << 20;
+/// Most chunks that are read ahead at once.
+const WINDOW_CHUNKS: u64 = 32;
+/// A chunk of no more runs than this is read as it comes: its frames are whole in the cache anyway.
+const SCATTERED: usize = 4;
+/// Reads that start this near to where the stream is belong to it: clients keep several in flight.
+const STREAM_SLACK: u64 = 8 << 20;
+/// A stream that went this far is read ahead.
+const STREAM_BYTES: u64 = 1 << 20;
 
 /// Where a run of a view comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,40 +41,52 @@ pub enum Source {
     Zero,
 }
 
-/// Disks as of a position. While one is open nothing is folded.
+/// Disks as of a position. While one is open nothing newer than that is folded.
 pub struct View {
     core: Arc<Core>,
-    runs: Vec<Vec<Run<Source>>>,
+    id: Owner,
+    position: Sequence,
+    streams: Mutex<Vec<Stream>>,
+    /// Held by whoever reads ahead: others that need the same find it done.
+    ahead: Mutex<()>,
+}
+
+/// How somebody reads a disk of late.
+#[derive(Default, Clone, Copy)]
+struct Stream {
+    high: u64,
+    run: u64,
+}
+
+impl Stream {
+    /// Takes note of a read; tells whether it is part of a sequential pass.
+    fn note(&mut self, start: u64, end: u64) -> bool {
+        let near = start <= self.high + STREAM_SLACK / 2 && start + STREAM_SLACK >= self.high;
+        if near {
+            self.run += end - start;
+            self.high = self.high.max(end);
+        } else {
+            *self = Self { high: end, run: end - start };
+        }
+        self.run >= STREAM_BYTES
+    }
 }
 
 impl View {
-    pub(crate) fn new<'a>(core: Arc<Core>, entries: impl Iterator<Item = &'a Entry>) -> Self {
-        let runs = Self::runs_of(&core.disks, entries);
-        Self { core, runs }
-    }
-
-    /// The newest source of every range, for each disk in the order of the store's list.
-    pub(crate) fn runs_of<'a>(
-        disks: &[DiskSpec],
-        entries: impl Iterator<Item = &'a Entry>,
-    ) -> Vec<Vec<Run<Source>>> {
-        let mut maps: Vec<ExtentMap<Source>> = disks.iter().map(|_| ExtentMap::default()).collect();
-        for entry in entries {
-            let source = match entry.kind {
-                RowKind::Write => Source::Frame { number: entry.frame, data_at: entry.data_at },
-                RowKind::Zero => Source::Zero,
-                RowKind::Barrier | RowKind::Break => continue,
-            };
-            if let Some(at) = disks.iter().position(|disk| disk.index == entry.disk) {
-                maps[at].insert(entry.offset, entry.offset + u64::from(entry.length), source);
-            }
-        }
-        maps.into_iter().map(ExtentMap::flatten).collect()
+    /// The caller has put the position on the list of what may not be folded.
+    pub(crate) fn new(core: Arc<Core>, position: Sequence) -> Self {
+        let streams = Mutex::new(vec![Stream::default(); core.disks.len()]);
+        Self { core, id: Owner::new(), position, streams, ahead: Mutex::default() }
     }
 
     /// The disks it has.
     pub fn disks(&self) -> &[DiskSpec] {
         &self.core.disks
+    }
+
+    /// Its position.
+    pub const fn position(&self) -> Sequence {
+        self.position
     }
 
     fn place(&self, disk: DiskIndex) -> Result<usize, ReplicaError> {
@@ -72,31 +103,154 @@ impl View {
         if end > size {
             return Err(ReplicaError::Outside { disk, start: offset, end, size });
         }
+        let sequential = self.streams.lock().unwrap_or_else(PoisonError::into_inner)[at].note(offset, end);
         let mut done = offset;
-        for run in overlapping(&self.runs[at], offset, end) {
-            self.read_base(disk, done, &mut out[(done - offset) as usize..(run.start - offset) as usize])?;
-            self.core.fill(&run, &mut out[(run.start - offset) as usize..(run.end - offset) as usize])?;
-            done = run.end;
+        while done < end {
+            let region = done / MAP_BYTES;
+            let runs = self.runs(disk, region)?;
+            let stop =
+                if sequential { (done / CHUNK_BYTES + 1) * CHUNK_BYTES } else { (region + 1) * MAP_BYTES };
+            let stop = stop.min(end);
+            let part = &mut out[(done - offset) as usize..(stop - offset) as usize];
+            let chunk = done / CHUNK_BYTES;
+            if sequential && is_scattered(&runs, chunk) {
+                let from = (done - chunk * CHUNK_BYTES) as usize;
+                part.copy_from_slice(&self.chunk(disk, size, chunk)?[from..from + part.len()]);
+            } else {
+                self.read_runs(disk, &runs, done, part)?;
+            }
+            done = stop;
         }
-        self.read_base(disk, done, &mut out[(done - offset) as usize..])
+        Ok(())
     }
 
-    fn read_base(&self, disk: DiskIndex, mut offset: u64, mut out: &mut [u8]) -> Result<(), ReplicaError> {
-        let mut content = Vec::new();
-        while !out.is_empty() {
-            let block = offset / REGION_BYTES;
-            let within = (offset - block * REGION_BYTES) as usize;
-            let length = out.len().min(REGION_BYTES as usize - within);
-            let (part, rest) = out.split_at_mut(length);
-            let base = self.core.base();
-            if base.is_zero(disk, block)? {
-                part.fill(0);
-            } else {
-                base.read_block(disk, block, &mut content)?;
-                part.copy_from_slice(&content[within..within + length]);
+    /// The runs of a region, in order.
+    fn runs(&self, disk: DiskIndex, region: u64) -> Result<Arc<[Run<Source>]>, ReplicaError> {
+        let key = Key::Map(self.id, disk, region);
+        if let Some(Content::Runs(runs)) = self.core.cache.get(key) {
+            return Ok(runs);
+        }
+        let runs: Arc<[Run<Source>]> = self.core.runs_at(disk, region, self.position).into();
+        self.core.cache.put(key, Content::Runs(runs.clone()));
+        Ok(runs)
+    }
+
+    fn read_runs(
+        &self,
+        disk: DiskIndex,
+        runs: &[Run<Source>],
+        offset: u64,
+        out: &mut [u8],
+    ) -> Result<(), ReplicaError> {
+        let end = offset + out.len() as u64;
+        let mut done = offset;
+        // Neighbours often lie in one frame.
+        let mut last: Option<(FrameNumber, Option<Bytes>)> = None;
+        for run in overlapping(runs, offset, end) {
+            let within = |from: u64, to: u64| (from - offset) as usize..(to - offset) as usize;
+            self.core.read_base(disk, done, &mut out[within(done, run.start)])?;
+            let part = &mut out[within(run.start, run.end)];
+            match run.source {
+                Source::Zero => part.fill(0),
+                Source::Frame { number, data_at } => {
+                    let payload = match last.take() {
+                        Some((same, payload)) if same == number => payload,
+                        _ => self.core.payload(number)?,
+                    };
+                    self.core.fill(disk, run.start, payload.as_ref(), u64::from(data_at) + run.skip, part)?;
+                    last = Some((number, payload));
+                }
             }
-            offset += length as u64;
-            out = rest;
+            done = run.end;
+        }
+        self.core.read_base(disk, done, &mut out[(done - offset) as usize..])
+    }
+
+    /// A chunk: read ahead before, or now, with those after it.
+    fn chunk(&self, disk: DiskIndex, size: u64, chunk: u64) -> Result<Bytes, ReplicaError> {
+        let key = Key::Chunk(self.id, disk, chunk);
+        if let Some(bytes) = self.core.cache.bytes_of(key) {
+            return Ok(bytes);
+        }
+        let _ahead = self.ahead.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(bytes) = self.core.cache.bytes_of(key) {
+            return Ok(bytes);
+        }
+        let last = (chunk + WINDOW_CHUNKS).min(size.div_ceil(CHUNK_BYTES));
+        let mut window: Vec<Vec<u8>> = Vec::new();
+        let mut wanted: Vec<(FrameNumber, usize, u64, Run<Source>)> = Vec::new();
+        for number in chunk..last {
+            let runs = self.runs(disk, number * CHUNK_BYTES / MAP_BYTES)?;
+            if window.is_empty() || is_scattered(&runs, number) {
+                let (start, end) = (number * CHUNK_BYTES, ((number + 1) * CHUNK_BYTES).min(size));
+                let mut content = vec![0; (end - start) as usize];
+                self.read_gaps(disk, &runs, start, &mut content)?;
+                for run in overlapping(&runs, start, end) {
+                    match run.source {
+                        Source::Zero => {
+                            content[(run.start - start) as usize..(run.end - start) as usize].fill(0);
+                        }
+                        Source::Frame { number, data_at } => {
+                            let from = u64::from(data_at) + run.skip;
+                            wanted.push((number, window.len(), from, run));
+                        }
+                    }
+                }
+                window.push(content);
+            } else {
+                // The rest is not scattered: nothing is won by reading it ahead.
+                break;
+            }
+        }
+        wanted.sort_unstable_by_key(|(number, _, from, _)| (*number, *from));
+        let mut last: Option<(FrameNumber, Option<Bytes>)> = None;
+        for (number, place, from, run) in wanted {
+            let payload = match last.take() {
+                Some((same, payload)) if same == number => payload,
+                _ => self.core.payload(number)?,
+            };
+            let start = (chunk + place as u64) * CHUNK_BYTES;
+            let part = &mut window[place][(run.start - start) as usize..(run.end - start) as usize];
+            self.core.fill(disk, run.start, payload.as_ref(), from, part)?;
+            last = Some((number, payload));
+        }
+        let mut first = None;
+        for (place, content) in window.into_iter().enumerate() {
+            let content = Bytes::from(content);
+            first.get_or_insert_with(|| content.clone());
+            self.core.cache.put(Key::Chunk(self.id, disk, chunk + place as u64), Content::Bytes(content));
+        }
+        Ok(first.unwrap_or_default())
+    }
+
+    /// What the base holds of a chunk, for every block that is not covered whole by runs.
+    fn read_gaps(
+        &self,
+        disk: DiskIndex,
+        runs: &[Run<Source>],
+        start: u64,
+        out: &mut [u8],
+    ) -> Result<(), ReplicaError> {
+        let end = start + out.len() as u64;
+        let mut from = start;
+        // Blocks that need the base, as long stretches.
+        let mut stretch: Option<(u64, u64)> = None;
+        while from < end {
+            let stop = (from + REGION_BYTES).min(end);
+            let covered: u64 = overlapping(runs, from, stop).map(|run| run.end - run.start).sum();
+            if covered < stop - from {
+                stretch = Some((stretch.map_or(from, |(first, _)| first), stop));
+            }
+            if (covered == stop - from || stop == end)
+                && let Some((first, last)) = stretch.take()
+            {
+                self.core.read_base(
+                    disk,
+                    first,
+                    &mut out[(first - start) as usize..(last - start) as usize],
+                )?;
+            }
+            from = stop;
         }
         Ok(())
     }
@@ -108,31 +262,29 @@ impl View {
         offset: u64,
         length: u64,
     ) -> Result<Vec<(u64, bool)>, ReplicaError> {
-        let at = self.place(disk)?;
-        let end = offset + length;
+        let size = self.core.disks[self.place(disk)?].size;
+        let end = offset.saturating_add(length);
+        if end > size {
+            return Err(ReplicaError::Outside { disk, start: offset, end, size });
+        }
         let mut out: Vec<(u64, bool)> = Vec::new();
         let mut push = |length: u64, data: bool| match out.last_mut() {
             Some((last, same)) if *same == data => *last += length,
             _ if length > 0 => out.push((length, data)),
             _ => {}
         };
-        let base = |from: u64, to: u64, push: &mut dyn FnMut(u64, bool)| -> Result<(), ReplicaError> {
-            let mut from = from;
-            while from < to {
-                let block = from / REGION_BYTES;
-                let stop = ((block + 1) * REGION_BYTES).min(to);
-                push(stop - from, !self.core.base().is_zero(disk, block)?);
-                from = stop;
-            }
-            Ok(())
-        };
         let mut done = offset;
-        for run in overlapping(&self.runs[at], offset, end) {
-            base(done, run.start, &mut push)?;
-            push(run.end - run.start, run.source != Source::Zero);
-            done = run.end;
+        while done < end {
+            let region = done / MAP_BYTES;
+            let stop = ((region + 1) * MAP_BYTES).min(end);
+            for run in overlapping(&self.runs(disk, region)?, done, stop) {
+                self.core.base_extents(disk, done, run.start, &mut push)?;
+                push(run.end - run.start, run.source != Source::Zero);
+                done = run.end;
+            }
+            self.core.base_extents(disk, done, stop, &mut push)?;
+            done = stop;
         }
-        base(done, end, &mut push)?;
         Ok(out)
     }
 
@@ -159,6 +311,20 @@ impl View {
 
 impl Drop for View {
     fn drop(&mut self) {
-        self.core.view_closed();
+        self.core.view_closed(self.position);
     }
+}
+
+/// Whether a chunk has so many runs that it is put together at once.
+fn is_scattered(runs: &[Run<Source>], chunk: u64) -> bool {
+    overlapping(runs, chunk * CHUNK_BYTES, (chunk + 1) * CHUNK_BYTES).nth(SCATTERED).is_some()
+}
+
+/// The newest source of every range.
+pub(crate) fn newest_of(entries: impl Iterator<Item = (u64, u64, Source)>) -> Vec<Run<Source>> {
+    let mut map = ExtentMap::default();
+    for (start, end, source) in entries {
+        map.insert(start, end, source);
+    }
+    map.flatten()
 }

@@ -1,0 +1,213 @@
+//! Folding: the oldest history becomes part of the base, a bounded slice at a time.
+//!
+//! ```text
+//! target   the last frame of the slice: never beyond an open view, a pinned point or the newest state
+//! redo     the new content of every block that changed, durable: from here on the fold happens
+//! base     blocks and sums written, then synced
+//! manifest says how far the base is; the index forgets; segments that nobody needs any more go
+//! redo     removed
+//! ```
+//!
+//! Ingest waits only while the index forgets; views only while blocks are written, not while they are synced.
+//! A fold that failed after its redo was durable is neither done nor undone until the store is opened again:
+//! until then nothing older than its end is brought up, and nothing more is folded.
+
+use crate::base::{self, Base, Blocks};
+use crate::cache::Key;
+use crate::manifest::{self, Manifest};
+use crate::segment;
+use crate::store::{Core, FrameAt, ReplicaError, Store};
+use crate::view::{Source, newest_of};
+use continuum_model::feed::frame::RowKind;
+use continuum_model::id::PointId;
+use continuum_model::time::Timestamp;
+use continuum_model::units::{Bytes, REGION_BYTES, Sequence};
+use std::collections::BTreeSet;
+use std::collections::btree_map::Entry::Vacant;
+use std::sync::PoisonError;
+
+/// Payload that one slice takes on.
+const FOLD_BYTES: u64 = 32 << 20;
+
+impl Store {
+    /// Folds one slice of history older than `until` (or beyond `bytes_max`) into the base. Returns whether
+    /// there is more to do. Never below a pinned point or an open view, never the newest run.
+    ///
+    /// Errors: [`ReplicaError::Poisoned`] where an earlier fold failed half-way.
+    pub fn fold(&self, until: Timestamp, bytes_max: Option<Bytes>) -> Result<bool, ReplicaError> {
+        let core = &*self.core;
+        let mut half_way = core.folding.lock().unwrap_or_else(PoisonError::into_inner);
+        if *half_way {
+            return Err(ReplicaError::Poisoned);
+        }
+        let (target, more) = {
+            // From here on no view opens below the target, and no point below it is pinned.
+            let mut leases = core.leases();
+            let Some((target, more)) = core.fold_target(until, bytes_max, leases.oldest()) else {
+                return Ok(false);
+            };
+            leases.folding = Some(target.last.0);
+            (target, more)
+        };
+        let prepared = core.fold_blocks(target.last.0).and_then(|blocks| {
+            match base::write_redo(&*core.medium, target.last.0, &blocks) {
+                Ok(()) => Ok(blocks),
+                Err(error) => {
+                    // It may be whole on disk all the same: only without it is nothing decided.
+                    *half_way = Base::forget_redo(&*core.medium).is_err();
+                    Err(error)
+                }
+            }
+        });
+        let done = prepared.and_then(|blocks| {
+            *half_way = true;
+            core.take_over(&blocks)?;
+            core.advance(&target)?;
+            *half_way = false;
+            core.drop_superseded()
+        });
+        if !*half_way {
+            core.leases().folding = None;
+        }
+        done.map(|()| more)
+    }
+}
+
+impl Core {
+    /// The frame up to which to fold now, and whether more would be left.
+    fn fold_target(
+        &self,
+        until: Timestamp,
+        bytes_max: Option<Bytes>,
+        leased: Option<Sequence>,
+    ) -> Option<(FrameAt, bool)> {
+        let index = self.index();
+        let newest = index.runs.back()?;
+        let pinned = index.points.iter().find(|(_, point)| point.mark.pinned).map(|(at, _)| *at);
+        let mut excess = match bytes_max {
+            Some(most) => index.segments.values().map(|(_, end)| *end).sum::<u64>().saturating_sub(most.0),
+            None => 0,
+        };
+        let (mut target, mut bytes) = (None, 0u64);
+        for frame in &index.frames {
+            let expired = frame.last.1 <= until;
+            // The newest state that can be brought up stays in the journal: folding beyond it would leave nothing.
+            // A pinned point stays, too, since its name is only there; what a view reads may be the base.
+            let kept = frame.last.0 >= newest.to.0
+                || pinned.is_some_and(|at| frame.last.0 >= at)
+                || leased.is_some_and(|at| frame.last.0 > at);
+            if kept || !(expired || excess > 0) {
+                break;
+            }
+            if bytes > FOLD_BYTES {
+                return target.map(|target| (target, true));
+            }
+            bytes += u64::from(frame.length);
+            excess = excess.saturating_sub(u64::from(frame.length));
+            target = Some(frame.clone());
+        }
+        target.map(|target| (target, false))
+    }
+
+    /// The content of every block that changed up to a position.
+    fn fold_blocks(&self, to: Sequence) -> Result<Blocks, ReplicaError> {
+        let mut blocks = Blocks::new();
+        for disk in &self.disks {
+            let runs = {
+                let index = self.index();
+                let entries = index.entries.iter().take_while(|entry| entry.sequence <= to);
+                newest_of(entries.filter(|entry| entry.disk == disk.index).filter_map(|entry| {
+                    let source = match entry.kind {
+                        RowKind::Write => Source::Frame { number: entry.frame, data_at: entry.data_at },
+                        RowKind::Zero => Source::Zero,
+                        RowKind::Barrier | RowKind::Break => return None,
+                    };
+                    Some((entry.offset, entry.offset + u64::from(entry.length), source))
+                }))
+            };
+            for run in runs {
+                let mut block = run.start / REGION_BYTES;
+                while block * REGION_BYTES < run.end {
+                    if let Vacant(slot) = blocks.entry((disk.index, block)) {
+                        let mut content = Vec::new();
+                        self.base().read_block(disk.index, block, &mut content)?;
+                        slot.insert(content);
+                    }
+                    let start = block * REGION_BYTES;
+                    let part = run.cut(start, start + REGION_BYTES);
+                    let Some(content) = blocks.get_mut(&(disk.index, block)) else { break };
+                    let out = &mut content[(part.start - start) as usize..(part.end - start) as usize];
+                    match part.source {
+                        Source::Zero => out.fill(0),
+                        Source::Frame { number, data_at } => {
+                            let payload = self.payload(number)?;
+                            let from = u64::from(data_at) + part.skip;
+                            self.fill(disk.index, part.start, payload.as_ref(), from, out)?;
+                        }
+                    }
+                    block += 1;
+                }
+            }
+        }
+        Ok(blocks)
+    }
+
+    /// Writes what the redo holds to the images.
+    fn take_over(&self, blocks: &Blocks) -> Result<(), ReplicaError> {
+        let base = self.base.write().unwrap_or_else(PoisonError::into_inner);
+        let written = base.write(blocks);
+        self.cache.forget(blocks.keys().map(|(disk, block)| Key::Block(self.id, *disk, *block)));
+        drop(base);
+        written?;
+        self.base().sync()
+    }
+
+    /// The base now holds everything up to a frame: on record first, then the index forgets.
+    fn advance(&self, to: &FrameAt) -> Result<(), ReplicaError> {
+        let _ingest = self.ingest();
+        let mut index = self.index_mut();
+        let base_legal = index.runs.iter().any(|run| run.from.0 <= to.last.0 && to.last.0 <= run.to.0);
+        let manifest = Manifest {
+            base_sequence: to.last.0,
+            base_time: to.last.1,
+            base_frame: to.number,
+            base_digest: format!("{:032x}", to.digest),
+            base_legal,
+            ..index.manifest.clone()
+        };
+        manifest::replace(&*self.medium, "manifest", &manifest)?;
+        index.manifest = manifest;
+        index.forget_up_to(to.last.0, to.last.1);
+        Ok(())
+    }
+
+    /// Removes segments and marks that nobody needs any more, and the redo. What could not be removed goes
+    /// with the next fold.
+    fn drop_superseded(&self) -> Result<(), ReplicaError> {
+        let ingest = self.ingest();
+        let mut index = self.index_mut();
+        let first_needed = index.frames.front().map(|frame| frame.segment);
+        let active = ingest.active.as_ref().map(|active| active.number);
+        let gone: Vec<u64> = index
+            .segments
+            .keys()
+            .copied()
+            .filter(|number| first_needed.is_none_or(|first| *number < first) && Some(*number) != active)
+            .collect();
+        for number in gone {
+            let name = segment::file_name(number);
+            self.medium.remove(&name).map_err(|error| ReplicaError::io(&name, error))?;
+            index.segments.remove(&number);
+        }
+        let kept: BTreeSet<PointId> = index.points.values().map(|point| point.id).collect();
+        if index.marks.points.keys().any(|id| !kept.contains(id)) {
+            let mut marks = index.marks.clone();
+            marks.points.retain(|id, _| kept.contains(id));
+            manifest::replace(&*self.medium, "marks", &marks)?;
+            index.marks = marks;
+        }
+        drop(index);
+        self.medium.sync_folder("journal").map_err(|error| ReplicaError::io("journal", error))?;
+        Base::forget_redo(&*self.medium)
+    }
+}
