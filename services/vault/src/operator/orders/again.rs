@@ -96,12 +96,14 @@ pub(super) async fn retry(core: &Arc<Core>, by: &Operator, job: &str) -> Result<
 pub(super) async fn proceed(core: &Arc<Core>, by: &Operator, job: &str) -> Result<JobId, Fault> {
     let mut tx = core.store.begin().await?;
     let mut row = job_of(&mut tx, job).await?;
-    let waits = JobKind::named(&row.kind)
-        .map(|kind| kind.steps_of(&row.params))
-        .unwrap_or_default()
+    let steps = JobKind::named(&row.kind).map(|kind| kind.steps_of(&row.params)).unwrap_or_default();
+    let by_hand: Vec<StepState> = steps
         .iter()
         .zip(&row.steps)
-        .any(|((step, _), row)| *step == plan::Step::Manual && row.state == StepState::Running);
+        .filter(|((step, _), _)| *step == plan::Step::Manual)
+        .map(|(_, row)| row.state)
+        .collect();
+    let waits = by_hand.contains(&StepState::Running);
     if !waits || row.state.is_over() {
         return Err(Fault::new(
             FaultClass::NotReady,
@@ -113,15 +115,8 @@ pub(super) async fn proceed(core: &Arc<Core>, by: &Operator, job: &str) -> Resul
         .remedy("see what it does: continuum describe job"));
     }
     let id = row.id;
-    let done = row
-        .steps
-        .iter()
-        .zip(JobKind::named(&row.kind).map(|kind| kind.steps_of(&row.params)).unwrap_or_default());
     // Said twice it counts once: the count is that of the step that waits.
-    let passed = done
-        .filter(|(row, (step, _))| *step == plan::Step::Manual && row.state != StepState::Pending)
-        .count();
-    row.params.proceeded = passed;
+    row.params.proceeded = by_hand.iter().filter(|state| **state != StepState::Pending).count();
     tx.audit(core.world.now(), &by.name, "proceed", &shown(&row.machine_name), "done", &format!("job {id}"))
         .await?;
     let text = format!("{} goes on", row.kind);
