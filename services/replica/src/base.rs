@@ -42,6 +42,14 @@ fn sum_of(disk: DiskIndex, block: u64, bytes: &[u8]) -> u64 {
     xxh3_64_with_seed(bytes, block.rotate_left(16) ^ u64::from(disk.0)).max(1)
 }
 
+/// The files of a disk, with the length each has from the first day on.
+pub fn files_of(disk: &DiskSpec) -> [(String, u64); 2] {
+    [
+        (format!("base/{}.img", disk.index), disk.size),
+        (format!("base/{}.sum", disk.index), disk.size.div_ceil(REGION_BYTES) * 8),
+    ]
+}
+
 impl Base {
     /// Opens the images, made where there are none.
     pub fn open(medium: &dyn Medium, disks: &[DiskSpec]) -> Result<Self, ReplicaError> {

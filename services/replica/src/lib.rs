@@ -6,6 +6,8 @@
 //! - [`base`]: base images with a sum for every block, and the redo log of folding
 //! - [`store`]: opening, appending, positions, points, retention
 //! - [`view`]: a disk as of a position; [`overlay`]: what is written on top of one
+//! - [`bare`]: a store opened without its owner, [`snapshot`]: and without changing a byte of it
+//! - [`inspect`]: what a file or a folder is, and what of it is damaged
 //! - [`marks`]: pins and proofs of points; [`manifest`]: what the store is and how far it is folded
 //!
 //! ```text
@@ -21,13 +23,16 @@
 //! Knows nothing of networks. Invariants: what `append` returned is on stable storage; nothing is returned
 //! whose checksum was not verified; a failed flush poisons the store until it is opened again.
 
+pub mod bare;
 pub mod base;
 pub mod extents;
+pub mod inspect;
 pub mod manifest;
 pub mod marks;
 pub mod medium;
 pub mod overlay;
 pub mod segment;
+pub mod snapshot;
 pub mod store;
 pub mod view;
 
