@@ -3,6 +3,7 @@
 //! - [`args`]: the command line and its help
 //! - [`get`], [`describe`]: what there is
 //! - [`order`], [`consent`], [`follow`], [`progress`]: what is to be done, agreed to, and watched
+//! - [`inspect`], [`export`], [`rescue`]: stores by hand, where no vault is alive
 //! - [`doctor`], [`session`], [`manual`]: this machine, its profiles, its documentation
 //! - [`contract`], [`output`]: the shape of answers
 //! - [`fault`]: the shape of errors
@@ -15,14 +16,17 @@ pub mod consent;
 pub mod contract;
 pub mod describe;
 pub mod doctor;
+pub mod export;
 pub mod fault;
 pub mod follow;
 pub mod get;
+pub mod inspect;
 pub mod lab;
 pub mod manual;
 pub mod order;
 pub mod output;
 pub mod progress;
+pub mod rescue;
 pub mod session;
 pub mod vault;
 
@@ -122,6 +126,9 @@ fn run(setting: &Setting, verb: Option<Verb>) -> Result<(), Fault> {
         Some(Verb::Role(role)) => lab::role(&role),
         Some(Verb::Completions { shell }) => manual::completions(setting, shell),
         Some(Verb::Man) => manual::pages(setting),
+        Some(Verb::Inspect(wanted)) => inspect::run(setting, &wanted),
+        Some(Verb::Export(wanted)) => export::run(setting, &wanted),
+        Some(Verb::Rescue(wanted)) => rescue::run(setting, &wanted),
         Some(Verb::Profiles(profiles)) => session::profiles(setting, &profiles),
         Some(Verb::Logout(logout)) => session::logout(setting, &logout),
         Some(verb) => {
@@ -213,6 +220,9 @@ async fn ask(setting: &Setting, verb: Verb) -> Result<(), Fault> {
         // Handled before the runtime was made.
         Verb::Completions { .. }
         | Verb::Man
+        | Verb::Inspect(_)
+        | Verb::Export(_)
+        | Verb::Rescue(_)
         | Verb::Profiles(_)
         | Verb::Logout(_)
         | Verb::Lab(_)

@@ -300,7 +300,7 @@ fn folder(path: &Path) -> io::Result<Content> {
         let (mut bytes, mut what) = (None, "cannot be read");
         if let Ok(meta) = entry.metadata() {
             let kind = meta.file_type();
-            bytes = kind.is_file().then(|| meta.len());
+            bytes = kind.is_file().then_some(meta.len());
             what = match () {
                 () if kind.is_dir() && entry.path().join("manifest").exists() => "replica store",
                 () if kind.is_dir() => "folder",

@@ -7,6 +7,7 @@
 //! - [`store`]: opening, appending, positions, points, retention
 //! - [`view`]: a disk as of a position; [`overlay`]: what is written on top of one
 //! - [`bare`]: a store opened without its owner, [`snapshot`]: and without changing a byte of it
+//! - [`export`]: a moment written into a plain file
 //! - [`inspect`]: what a file or a folder is, and what of it is damaged
 //! - [`marks`]: pins and proofs of points; [`manifest`]: what the store is and how far it is folded
 //!
@@ -25,6 +26,7 @@
 
 pub mod bare;
 pub mod base;
+pub mod export;
 pub mod extents;
 pub mod inspect;
 pub mod manifest;
