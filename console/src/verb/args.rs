@@ -209,15 +209,6 @@ Examples:
     /// Follow a job to its end
     #[command(after_help = "Examples:\n  continuum wait JOB\n  continuum wait JOB --timeout 600")]
     Wait(WaitFor),
-    /// Tell what replication files hold, frame by frame, without any vault
-    #[command(after_help = "\
-Reads only. Every frame is verified whole; what is damaged is named with its place.
-
-Examples:
-  continuum inspect /var/lib/continuum/target/replicas/ID           a whole replica store
-  continuum inspect journal/00000007 -o wide                        every frame of a segment
-  continuum inspect staging/00000000000000000042.feed -o json")]
-    Inspect(Inspect),
     /// Make a one-use token with which a server enrols
     #[command(after_help = "\
 The token is shown once. It is good for an hour unless told otherwise, at most five days.
@@ -241,6 +232,43 @@ Examples:
     /// Remove a profile and its credentials from this machine
     #[command(after_help = "Examples:\n  continuum logout berlin")]
     Logout(Logout),
+    /// Tell what a replica store, or a file of one, is and holds, without any vault; changes nothing
+    #[command(after_help = "\
+Works on a backup, on a read-only disk, and beside a master target that is at work. Only reads.
+
+Exit code 0: nothing wrong was seen (without --verify only the structure is looked at). 1: something is
+damaged, and the answer names the file, the place in it and the moments that need it.
+
+Examples:
+  continuum inspect /srv/continuum/replicas/MACHINE-ID
+  continuum inspect ./MACHINE-ID --verify          read every byte against its checksum
+  continuum inspect ./MACHINE-ID --points -o json | jq '.points[].time'
+  continuum inspect ./MACHINE-ID/journal/00000001 --frames -o wide")]
+    Inspect(Inspect),
+    /// Write a disk of a replica store, as of any moment, into an image file, without any vault
+    #[command(after_help = "\
+The image gets its name only when it is whole, durable and was read back and compared. The store is only
+read, and must not be open in a master target. raw needs no other program; the other kinds need qemu-img.
+
+--at TIME means the newest moment at or before TIME that can be brought up; the answer says which.
+
+Examples:
+  continuum export ./MACHINE-ID disk.raw
+  continuum export ./MACHINE-ID web-01.qcow2 --disk 0 --at 2026-11-23T03:15:00Z
+  continuum export ./MACHINE-ID web-01.vhdx --at app --force -o json")]
+    Export(Export),
+    /// Serve the disks of replica stores, as of any moment, over NBD until Ctrl-C, without any vault
+    #[command(after_help = "\
+For the day on which vault, servers and source are gone and a folder is left. The stores are only read and
+locked meanwhile; they must not be open in a master target. No network is used but what --tcp says.
+
+Examples:
+  continuum rescue ./MACHINE-ID                        tells the URIs, and serves
+  continuum rescue ./MACHINE-ID --at 2026-11-23T03:15:00Z --tcp 127.0.0.1:10809
+  nbdcopy nbd://127.0.0.1:10809/disk0 disk.raw         in another terminal
+  continuum rescue ./MACHINE-ID --scratch /var/tmp     writable: boot it, and lose what it writes
+  qemu-system-x86_64 -m 2G -drive 'file=URI,format=raw'")]
+    Rescue(Rescue),
     /// Tell what this machine and this installation lack, and how to mend it
     #[command(after_help = "\
 Exit code 0: nothing that matters is missing. 1: something is.
@@ -666,13 +694,6 @@ pub struct Proceed {
     pub wait: Wait,
 }
 
-/// `inspect`
-#[derive(Debug, Args)]
-pub struct Inspect {
-    /// A journal segment, a staging file, a spool; or a folder with such files
-    pub path: std::path::PathBuf,
-}
-
 /// `acknowledge`
 #[derive(Debug, Args)]
 pub struct Acknowledge {
@@ -733,6 +754,79 @@ pub struct TokenArgs {
     /// How long it is good
     #[arg(long, value_name = "SECONDS", default_value_t = 3600, value_parser = clap::value_parser!(u32).range(1..=432_000))]
     pub lifetime: u32,
+}
+
+/// `inspect`
+#[derive(Debug, Args)]
+pub struct Inspect {
+    /// A replica store's folder, or any one file: a segment, a change map, staged frames, a manifest
+    pub path: PathBuf,
+    /// Tell every segment of the journal
+    #[arg(long)]
+    pub segments: bool,
+    /// Tell every recovery point
+    #[arg(long)]
+    pub points: bool,
+    /// Tell every frame
+    #[arg(long)]
+    pub frames: bool,
+    /// Read everything and hold it against its checksums; name what is damaged, and the moments that need it
+    #[arg(long)]
+    pub verify: bool,
+}
+
+/// Which kind of image is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Image {
+    /// Byte for byte, sparse; needs no other program
+    Raw,
+    /// QEMU, KVM, Proxmox, OpenStack
+    Qcow2,
+    /// Hyper-V
+    Vhdx,
+    /// VMware
+    Vmdk,
+}
+
+/// `export`
+#[derive(Debug, Args)]
+pub struct Export {
+    /// The folder of one replica store
+    pub store: PathBuf,
+    /// The image to make
+    pub out: PathBuf,
+    /// Which disk, by its number; may be left out where there is only one
+    #[arg(long, value_name = "N")]
+    pub disk: Option<u16>,
+    /// As of when: latest, app, a point's id, or a time
+    #[arg(long, value_name = "MOMENT", default_value = "latest", value_parser = point)]
+    pub at: String,
+    /// Which kind of image; may be left out where its name ends in .raw, .img, .qcow2, .vhdx or .vmdk
+    #[arg(long, value_enum, value_name = "KIND")]
+    pub format: Option<Image>,
+    /// Replace an image that is there
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// `rescue`
+#[derive(Debug, Args)]
+pub struct Rescue {
+    /// The folders of replica stores
+    #[arg(required = true, value_name = "STORE")]
+    pub stores: Vec<PathBuf>,
+    /// As of when, for all of them: latest, app, a point's id, or a time
+    #[arg(long, value_name = "MOMENT", default_value = "latest", value_parser = point)]
+    pub at: String,
+    /// Serve on this Unix socket, which only this user can open [default: one in the directory for such]
+    #[arg(long, value_name = "PATH", conflicts_with = "tcp")]
+    pub socket: Option<PathBuf>,
+    /// Serve on TCP on the loopback, such as 127.0.0.1:10809 (port 0: any free one); anyone on this machine may read
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub tcp: Option<std::net::SocketAddr>,
+    /// Let clients write: into an unnamed file in this folder, gone when this ends; the store stays as it is
+    #[arg(long, value_name = "DIR")]
+    pub scratch: Option<PathBuf>,
 }
 
 /// What runs on a machine of the lab.

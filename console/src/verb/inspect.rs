@@ -1,585 +1,628 @@
-//! `inspect`: what a replication file holds, frame by frame.
+//! `inspect`: what a replica store, or one file of it, is and holds; and what of it is damaged.
 //!
-//! Every file through which a feed passes (staging at the agent, the spool of a process server, the
-//! journal of a master target) holds envelopes; what stands between them is its owner's business. So a
-//! file is read by looking for envelopes: each is verified whole, and what is damaged is named with its
-//! place. Reads only, never more than one frame in memory, and nothing but regular files.
+//! Lives here: the answer's shape. Looking itself is the store's business; no vault is asked.
 
 use super::Setting;
 use super::args::Inspect;
 use super::output::doc::Doc;
-use super::output::human;
 use super::output::table::{Cell, Table};
-use super::output::{self, Format};
-use bytes::Bytes;
+use super::output::{self, Format, human};
+use super::progress::Percent;
+use continuum_daemon::bare::{
+    self, Affects, Codec, Content, Depth, EntryFacts, FrameFacts, History, Looked, Manifest, MapFacts,
+    PointInfo, Problem, SegmentFacts, StoreFacts,
+};
 use continuum_model::fault::{Fault, FaultClass};
-use continuum_model::feed::envelope::{ENVELOPE_BYTES, EnvelopePrefix};
-use continuum_model::feed::frame::RowKind;
-use continuum_model::feed::{Barrier, Change, Codec, Envelope};
+use continuum_model::time::Timestamp;
 use continuum_model::untrusted::shown;
-use std::fs::File;
 use std::io::{self, Write};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
-
-/// How an envelope begins.
-const MAGIC: &[u8; 4] = b"CTME";
-/// Bytes looked through at once.
-const WINDOW_BYTES: usize = 1 << 20;
-/// Frames that are told one by one; what follows is counted.
-const FRAMES_MAX: usize = 200_000;
-/// How deep a folder is looked into, and how many files it may hold.
-const DEPTH_MAX: usize = 4;
-const FILES_MAX: usize = 100_000;
-/// Problems that are told one by one.
-const PROBLEMS_MAX: usize = 1_000;
-
-/// A whole frame that was found.
-#[derive(Debug, Clone, PartialEq)]
-struct Found {
-    at: u64,
-    length: u64,
-    envelope: EnvelopeFacts,
-}
-
-/// What is told of a frame; its payload is let go.
-#[derive(Debug, Clone, PartialEq)]
-struct EnvelopeFacts {
-    machine: String,
-    epoch: u64,
-    number: u64,
-    digest: u128,
-    previous: u128,
-    codec: &'static str,
-    records: u64,
-    writes: u64,
-    zeroes: u64,
-    injected: u64,
-    breaks: u64,
-    points: Vec<Mark>,
-    first_sequence: u64,
-    last_sequence: u64,
-    first_us: i64,
-    last_us: i64,
-    stored_bytes: u64,
-    payload_bytes: u64,
-}
-
-/// A barrier that makes a recovery point. Kind, name and id stand in the payload: known only where it is
-/// not compressed.
-#[derive(Debug, Clone, PartialEq)]
-struct Mark {
-    sequence: u64,
-    time_us: i64,
-    consistent: bool,
-    barrier: Option<Barrier>,
-}
-
-/// What a file holds.
-#[derive(Debug, Default)]
-struct Content {
-    size: u64,
-    begins: String,
-    frames: Vec<Found>,
-    frames_total: u64,
-    frame_bytes: u64,
-    problems: Vec<(u64, String)>,
-    problems_total: u64,
-}
 
 /// Runs `inspect`.
 pub fn run(setting: &Setting, wanted: &Inspect) -> Result<(), Fault> {
     let name = shown(&wanted.path.display().to_string());
-    let failed = |reason: String| {
-        Fault::new(FaultClass::Failed, "inspect.unreadable", format!("{name} cannot be inspected: {reason}"))
-            .spares("the files, which are only read")
-            .remedy("name a regular file, or a folder, that this user may read")
-    };
-    let folder = wanted.path.is_dir();
-    let paths = if folder {
-        files(&wanted.path).map_err(|error| failed(error.to_string()))?
-    } else {
-        vec![wanted.path.clone()]
-    };
-    let mut contents = Vec::new();
-    for path in paths {
-        let content = open(&path).and_then(|file| scan(&file));
-        let content = content.map_err(|error| {
-            failed(if folder {
-                format!("{}: {error}", shown(&path.display().to_string()))
-            } else {
-                error.to_string()
-            })
-        })?;
-        // A folder has other files, too; what holds no frame is no news there.
-        if !folder || content.frames_total + content.problems_total > 0 {
-            contents.push((path, content));
-        }
-    }
-    let docs: Vec<Doc> = contents.iter().map(|(path, content)| told(path, content)).collect();
-    let doc = match docs.as_slice() {
-        [one] if !folder => one.clone(),
-        _ => Doc::List(docs),
-    };
+    let depth = Depth { frames: wanted.frames, verify: wanted.verify };
+    let mut percent = Percent::new("verified", setting.style.format.for_programs());
+    let looked = bare::look(&wanted.path, depth, &mut |done, total| percent.tell(done, total));
+    let looked = looked.map_err(|error| {
+        let class = match error.kind() {
+            io::ErrorKind::NotFound => FaultClass::NotFound,
+            _ => FaultClass::Failed,
+        };
+        Fault::new(class, "inspect.unreadable", format!("{name} cannot be inspected: {error}"))
+            .affects("this answer")
+            .spares("what is there, which is only read")
+            .remedy("name a folder or a regular file that this user may read")
+    })?;
+    let doc = told(&wanted.path.display().to_string(), &looked, wanted);
     setting.write(|out| {
-        output::one(out, setting.style, doc, |out, wide| {
-            if contents.is_empty() {
-                writeln!(out, "{name}: no file in it holds a frame")?;
-            }
-            contents.iter().try_for_each(|(path, content)| {
-                text(out, &shown(&path.display().to_string()), content, setting, wide)
-            })
+        output::one(out, setting.style, doc, |out, _| {
+            Text { out, name: &name, setting, wanted }.looked(&looked)
         })
     })?;
-    let problems: u64 = contents.iter().map(|(_, content)| content.problems_total).sum();
-    if problems == 0 {
-        return Ok(());
-    }
-    Err(Fault::new(
-        FaultClass::Failed,
-        "inspect.damaged",
-        format!("{problems} places in {name} are not as they should be"),
-    )
-    .affects("the frames there, and what follows them in the feed")
-    .spares("the frames that were told")
-    .remedy("an end that is cut off is normal after a crash, and its owner repairs it; other damage means a bad disk"))
-}
-
-/// The regular files below a folder, in order. Links are not followed.
-fn files(folder: &Path) -> io::Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
-    let mut folders = vec![(folder.to_owned(), 0)];
-    while let Some((folder, depth)) = folders.pop() {
-        for entry in std::fs::read_dir(&folder)? {
-            let entry = entry?;
-            let kind = entry.file_type()?;
-            if kind.is_dir() && depth < DEPTH_MAX {
-                folders.push((entry.path(), depth + 1));
-            } else if kind.is_file() {
-                found.push(entry.path());
-            }
-            if found.len() > FILES_MAX {
-                return Err(io::Error::other(format!("there are more than {FILES_MAX} files in it")));
-            }
-        }
-    }
-    found.sort();
-    Ok(found)
-}
-
-/// Opens a regular file; anything else might block or never end.
-fn open(path: &Path) -> io::Result<File> {
-    let flags = rustix::fs::OFlags::NONBLOCK.bits() as i32;
-    let file = File::options().read(true).custom_flags(flags).open(path)?;
-    if !file.metadata()?.is_file() {
-        return Err(io::Error::other("it is no regular file"));
-    }
-    Ok(file)
-}
-
-fn scan(file: &File) -> io::Result<Content> {
-    let size = file.metadata()?.len();
-    let mut content = Content { size, begins: begins(file)?, ..Content::default() };
-    let mut window = vec![0; WINDOW_BYTES];
-    let mut last: Option<EnvelopeFacts> = None;
-    let (mut at, mut frame_end) = (0, 0);
-    while at < size {
-        let count = read_at_most(file, &mut window, at)?;
-        let Some(offset) = window[..count].windows(MAGIC.len()).position(|bytes| bytes == MAGIC) else {
-            if count < window.len() {
-                break;
-            }
-            // The last bytes may be the beginning of a magic.
-            at += (count - (MAGIC.len() - 1)) as u64;
-            continue;
-        };
-        at += offset as u64;
-        match frame_at(file, at, size)? {
-            Look::Frame(found) => {
-                let follows = last.as_ref().is_none_or(|last| {
-                    last.machine != found.envelope.machine
-                        || (last.number.checked_add(1) == Some(found.envelope.number)
-                            && last.digest == found.envelope.previous)
-                });
-                if !follows {
-                    let before = last.as_ref().map_or(0, |last| last.number);
-                    content.problem(
-                        at,
-                        format!(
-                            "frame {} does not follow frame {before}: the chain is broken here",
-                            found.envelope.number
-                        ),
-                    );
-                }
-                at += found.length;
-                frame_end = at;
-                content.frames_total += 1;
-                content.frame_bytes += found.length;
-                last = Some(found.envelope.clone());
-                if content.frames.len() < FRAMES_MAX {
-                    content.frames.push(*found);
-                }
-            }
-            Look::Damaged(reason) => {
-                content.problem(at, reason);
-                at += MAGIC.len() as u64;
-            }
-            // Where one frame ends another begins, or something that is not ours: here it is damage.
-            Look::Chance if at > 0 && at == frame_end => {
-                content.problem(at, "an envelope's own first bytes are damaged".into());
-                at += MAGIC.len() as u64;
-            }
-            // Four bytes of somebody's data that look like ours.
-            Look::Chance => at += MAGIC.len() as u64,
-        }
-    }
-    Ok(content)
-}
-
-impl Content {
-    fn problem(&mut self, at: u64, reason: String) {
-        self.problems_total += 1;
-        if self.problems.len() < PROBLEMS_MAX {
-            self.problems.push((at, reason));
-        }
-    }
-}
-
-enum Look {
-    Frame(Box<Found>),
-    Damaged(String),
-    Chance,
-}
-
-fn frame_at(file: &File, at: u64, size: u64) -> io::Result<Look> {
-    let mut prefix = [0; ENVELOPE_BYTES];
-    if read_at_most(file, &mut prefix, at)? < prefix.len() {
-        return Ok(Look::Damaged(format!("an envelope is cut after {} bytes", size.saturating_sub(at))));
-    }
-    // A prefix that does not carry its own sum is no envelope of ours, or one whose beginning is gone.
-    let Ok(prefix) = EnvelopePrefix::decode(&prefix) else { return Ok(Look::Chance) };
-    let needed = (ENVELOPE_BYTES + prefix.body_len()) as u64;
-    if size.saturating_sub(at) < needed {
-        return Ok(Look::Damaged(format!(
-            "a frame is cut: {} bytes where {needed} are needed",
-            size.saturating_sub(at)
-        )));
-    }
-    let mut body = vec![0; prefix.body_len()];
-    if read_at_most(file, &mut body, at + ENVELOPE_BYTES as u64)? < body.len() {
-        return Ok(Look::Damaged("the file became shorter while it was read".into()));
-    }
-    Ok(match prefix.open(Bytes::from(body)) {
-        Ok(envelope) => Look::Frame(Box::new(Found { at, length: needed, envelope: facts(&envelope) })),
-        Err(error) => Look::Damaged(shown(&error.to_string())),
+    damage(&looked).map_or(Ok(()), |(count, what)| {
+        Err(Fault::new(FaultClass::Failed, "inspect.damaged", format!("{name}: {what}"))
+            .affects(match count {
+                0 => "whatever needs it",
+                _ => "the moments that are told beside each problem",
+            })
+            .spares("every other moment, and all files, which were only read")
+            .remedy(
+                "bring up or export a moment that is not affected; a whole replica is made again by replicating \
+                 anew, or taken from a copy of this folder",
+            ))
     })
 }
 
-fn facts(envelope: &Envelope) -> EnvelopeFacts {
-    let head = &envelope.head;
-    let count = |kind: RowKind| head.rows.iter().filter(|row| row.kind == kind).count() as u64;
-    let opened = match envelope.codec {
-        Codec::Plain => head.clone().open(envelope.stored.clone()).ok(),
-        Codec::Lz4 | Codec::Zstd => None,
+/// What is wrong, if anything is that a crash alone does not explain.
+fn damage(looked: &Looked) -> Option<(u64, String)> {
+    let of = |problems: &[Problem], total: u64| {
+        let tails = problems.iter().filter(|problem| problem.affects == Affects::Tail).count() as u64;
+        let count = total - tails;
+        (count > 0).then(|| (count, format!("{count} places are not as they should be")))
     };
-    let points = head.rows.iter().filter(|row| row.kind == RowKind::Barrier && row.point).map(|row| {
-        let barrier = opened.as_ref().and_then(|frame| match frame.record(row).change {
-            Change::Barrier(barrier) => Some(barrier),
-            Change::Write { .. } | Change::Zero { .. } | Change::Break => None,
-        });
-        Mark { sequence: row.sequence.0, time_us: row.time.micros(), consistent: row.consistent, barrier }
-    });
-    EnvelopeFacts {
-        machine: head.identity.machine.to_string(),
-        epoch: head.identity.epoch.0,
-        number: head.identity.number.0,
-        digest: head.digest,
-        previous: head.identity.previous,
-        codec: match envelope.codec {
-            Codec::Plain => "plain",
-            Codec::Lz4 => "lz4",
-            Codec::Zstd => "zstd",
+    match looked {
+        Looked::Map(facts) => facts.damage.as_ref().map(|damage| (0, shown(damage))),
+        Looked::Replica(content) => match content {
+            Content::Store(facts) => of(&facts.problems, facts.problems_total),
+            Content::Segment(facts) | Content::Frames(facts) => of(&facts.problems, facts.problems_total),
+            Content::Manifest(Err(error)) | Content::Marks(Err(error)) => Some((0, shown(error))),
+            Content::Manifest(Ok(_))
+            | Content::Marks(Ok(_))
+            | Content::Part(_)
+            | Content::Folder(..)
+            | Content::Unknown(_) => None,
         },
-        records: head.rows.len() as u64,
-        writes: count(RowKind::Write),
-        zeroes: count(RowKind::Zero),
-        injected: head.rows.iter().filter(|row| row.injected).count() as u64,
-        breaks: count(RowKind::Break),
-        points: points.collect(),
-        first_sequence: head.first_sequence.0,
-        last_sequence: head.last_sequence().0,
-        first_us: head.first_time.micros(),
-        last_us: head.last_time.micros(),
-        stored_bytes: envelope.stored.len() as u64,
-        payload_bytes: head.payload_len.into(),
     }
 }
 
-/// Fills as much of `buffer` as there is.
-fn read_at_most(file: &File, buffer: &mut [u8], at: u64) -> io::Result<usize> {
-    let mut filled = 0;
-    while filled < buffer.len() {
-        match file.read_at(&mut buffer[filled..], at + filled as u64) {
-            Ok(0) => break,
-            Ok(count) => filled += count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
+fn time(at: Timestamp) -> Doc {
+    Doc::time(at.micros())
+}
+
+const fn codec(codec: Codec) -> &'static str {
+    match codec {
+        Codec::Plain => "plain",
+        Codec::Lz4 => "lz4",
+        Codec::Zstd => "zstd",
+    }
+}
+
+fn told(path: &str, looked: &Looked, wanted: &Inspect) -> Doc {
+    let head = |kind: &str| vec![("path", Doc::Text(path.to_owned())), ("kind", kind.into())];
+    let (kind, fields) = match looked {
+        Looked::Map(facts) => ("change-map", map(facts)),
+        Looked::Replica(content) => match content {
+            Content::Store(facts) => ("store", store(facts, wanted)),
+            Content::Segment(facts) => ("segment", segment(facts, true)),
+            Content::Frames(facts) => ("frames", segment(facts, true)),
+            Content::Manifest(read) => ("manifest", manifest(read.as_deref().map_err(String::as_str))),
+            Content::Marks(Ok(marks)) => ("marks", vec![("points", (marks.points.len() as u64).into())]),
+            Content::Marks(Err(error)) => ("marks", vec![("damage", Doc::text(error))]),
+            Content::Part(what) => ("part", vec![("what", (*what).into())]),
+            Content::Folder(entries, total) => {
+                ("folder", vec![("entries_total", (*total).into()), ("entries", Doc::list(entries, entry))])
+            }
+            Content::Unknown(begins) => ("unknown", vec![("begins_with", Doc::text(begins))]),
+        },
+    };
+    Doc::Map(head(kind)).with(fields)
+}
+
+fn entry(entry: &EntryFacts) -> Doc {
+    Doc::Map(vec![
+        ("name", Doc::text(&entry.name)),
+        ("what", entry.what.into()),
+        ("bytes", entry.bytes.into()),
+    ])
+}
+
+fn map(facts: &MapFacts) -> Vec<(&'static str, Doc)> {
+    vec![
+        ("disk", facts.disk.to_string().into()),
+        ("size_bytes", facts.size.into()),
+        ("closed", facts.closed.into()),
+        ("same_boot", facts.same_boot.into()),
+        ("alive", time(facts.alive)),
+        ("regions", facts.regions.into()),
+        ("changed", facts.changed.into()),
+        ("damage", facts.damage.as_deref().map_or(Doc::Null, Doc::text)),
+    ]
+}
+
+fn manifest(read: Result<&Manifest, &str>) -> Vec<(&'static str, Doc)> {
+    let manifest = match read {
+        Ok(manifest) => manifest,
+        Err(error) => return vec![("damage", Doc::text(error))],
+    };
+    let disks = Doc::list(&manifest.disks, |disk| {
+        Doc::Map(vec![
+            ("index", u64::from(disk.index.0).into()),
+            ("id", disk.id.to_string().into()),
+            ("size_bytes", disk.size.into()),
+        ])
+    });
+    let base = Doc::Map(vec![
+        ("sequence", manifest.base_sequence.0.into()),
+        ("time", time(manifest.base_time)),
+        ("frame", manifest.base_frame.0.into()),
+        ("can_be_brought_up", manifest.base_legal.into()),
+    ]);
+    vec![
+        ("format", manifest.format.into()),
+        ("machine", manifest.machine.to_string().into()),
+        ("epoch", manifest.epoch.0.into()),
+        ("disks", disks),
+        ("base", base),
+    ]
+}
+
+fn store(facts: &StoreFacts, wanted: &Inspect) -> Vec<(&'static str, Doc)> {
+    let history = facts.history.as_ref();
+    let mut fields = manifest(facts.manifest.as_ref().map_err(String::as_str));
+    fields.extend([
+        ("owner_pid", facts.owner.into()),
+        ("history", history.map_or(Doc::Null, told_history)),
+        ("points_total", history.map_or(Doc::Null, |history| (history.points.len() as u64).into())),
+        ("segments_total", (facts.segments.len() as u64).into()),
+        (
+            "space",
+            Doc::Map(vec![
+                ("disk_bytes", facts.space.disk_bytes.into()),
+                ("base_bytes", facts.space.base_bytes.into()),
+                ("journal_bytes", facts.space.journal_bytes.into()),
+                ("overlay_bytes", facts.space.overlay_bytes.into()),
+            ]),
+        ),
+        (
+            "verified",
+            facts.verified.map_or(Doc::Null, |verified| {
+                Doc::Map(vec![
+                    ("frames", verified.frames.into()),
+                    ("frame_bytes", verified.frame_bytes.into()),
+                    ("blocks", verified.blocks.into()),
+                ])
+            }),
+        ),
+        ("problems_total", facts.problems_total.into()),
+        ("problems", Doc::list(&facts.problems, problem)),
+    ]);
+    if wanted.points {
+        fields.push(("points", history.map_or(Doc::Null, |history| Doc::list(&history.points, point))));
+    }
+    if wanted.segments || wanted.frames {
+        fields
+            .push(("segments", Doc::list(&facts.segments, |facts| Doc::Map(segment(facts, wanted.frames)))));
+    }
+    fields
+}
+
+fn told_history(history: &History) -> Doc {
+    let state = &history.state;
+    let seconds = state.oldest_legal.zip(state.newest_legal).map(|(from, to)| to.since(from).as_secs_f64());
+    let gap = |gap: &(Timestamp, Timestamp)| Doc::Map(vec![("from", time(gap.0)), ("to", time(gap.1))]);
+    Doc::Map(vec![
+        ("from", state.oldest_legal.map_or(Doc::Null, time)),
+        ("to", state.newest_legal.map_or(Doc::Null, time)),
+        ("seconds", seconds.into()),
+        ("received_to", time(state.last.newest)),
+        ("last_frame", state.last.number.0.into()),
+        ("last_sequence", state.last.sequence.0.into()),
+        ("newest_app_point", state.newest_app.map_or(Doc::Null, time)),
+        ("gaps", Doc::list(&history.gaps, gap)),
+        ("damage", state.damage.as_deref().map_or(Doc::Null, Doc::text)),
+        ("findings", Doc::list(&history.findings, |text| Doc::text(text))),
+    ])
+}
+
+fn point(point: &PointInfo) -> Doc {
+    let proofs = point.mark.proofs;
+    Doc::Map(vec![
+        ("id", point.id.to_string().into()),
+        ("time", time(point.time)),
+        ("sequence", point.position.0.into()),
+        ("kind", point.kind.name().into()),
+        ("name", Doc::text(&point.name)),
+        ("pinned", point.mark.pinned.into()),
+        (
+            "proofs",
+            Doc::Map(vec![
+                ("booted", proofs.booted.into()),
+                ("probed", proofs.probed.into()),
+                ("digest_equal", proofs.digest_equal.into()),
+            ]),
+        ),
+    ])
+}
+
+fn segment(facts: &SegmentFacts, with_frames: bool) -> Vec<(&'static str, Doc)> {
+    let span = |tell: &dyn Fn(&FrameFacts, &FrameFacts) -> Doc| {
+        facts.span.as_ref().map_or(Doc::Null, |(first, last)| tell(first, last))
+    };
+    let mut fields = vec![
+        ("file", Doc::text(&facts.file)),
+        ("number", facts.number.into()),
+        ("machine", facts.machine.map(|machine| machine.to_string()).into()),
+        ("bytes", facts.bytes.into()),
+        ("frames_total", facts.frames_total.into()),
+        ("records", facts.records.into()),
+        ("first_frame", span(&|first, _| first.number.into())),
+        ("last_frame", span(&|_, last| last.number.into())),
+        ("first_epoch", span(&|first, _| first.epoch.into())),
+        ("last_epoch", span(&|_, last| last.epoch.into())),
+        ("first_time", span(&|first, _| time(first.first.1))),
+        ("last_time", span(&|_, last| time(last.last.1))),
+        ("problems_total", facts.problems_total.into()),
+        ("problems", Doc::list(&facts.problems, problem)),
+    ];
+    if with_frames {
+        fields.push(("frames", Doc::list(&facts.frames, frame)));
+    }
+    fields
+}
+
+fn frame(frame: &FrameFacts) -> Doc {
+    Doc::Map(vec![
+        ("offset", frame.at.into()),
+        ("bytes", frame.bytes.into()),
+        ("number", frame.number.into()),
+        ("machine", frame.machine.to_string().into()),
+        ("epoch", frame.epoch.into()),
+        ("codec", codec(frame.codec).into()),
+        ("records", frame.records().into()),
+        ("writes", frame.writes.into()),
+        ("zeroes", frame.zeroes.into()),
+        ("injected", frame.injected.into()),
+        ("breaks", frame.breaks.into()),
+        ("barriers", frame.barriers.into()),
+        ("points", frame.points.into()),
+        ("first_sequence", frame.first.0.0.into()),
+        ("last_sequence", frame.last.0.0.into()),
+        ("first_time", time(frame.first.1)),
+        ("last_time", time(frame.last.1)),
+        ("payload_bytes", frame.payload_bytes.into()),
+        ("digest", format!("{:032x}", frame.digest).into()),
+    ])
+}
+
+fn problem(problem: &Problem) -> Doc {
+    let (kind, from, until) = match problem.affects {
+        Affects::Tail => ("tail", Doc::Null, Doc::Null),
+        Affects::NoMoment => ("nothing", Doc::Null, Doc::Null),
+        Affects::Unknown => ("unknown", Doc::Null, Doc::Null),
+        Affects::Moments(from, until) => {
+            ("moments", from.map_or(Doc::Null, time), until.map_or(Doc::Null, time))
+        }
+    };
+    Doc::Map(vec![
+        ("file", Doc::text(&problem.file)),
+        ("offset", problem.at.into()),
+        ("bytes", problem.bytes.into()),
+        ("what", Doc::text(&problem.what)),
+        ("affects", Doc::Map(vec![("kind", kind.into()), ("from", from), ("until", until)])),
+    ])
+}
+
+fn affected(affects: Affects) -> String {
+    match affects {
+        Affects::Tail => {
+            "no moment that was acknowledged: an end that was being written, cut when it is opened".into()
+        }
+        Affects::NoMoment => "no moment".into(),
+        Affects::Unknown => "what cannot be said".into(),
+        Affects::Moments(None, None) => "every moment".into(),
+        Affects::Moments(Some(from), None) => format!("every moment after {from}"),
+        Affects::Moments(None, Some(until)) => format!("every moment before {until}"),
+        Affects::Moments(Some(from), Some(until)) => format!("moments from {from} until {until}"),
+    }
+}
+
+/// The answer in words.
+struct Text<'a> {
+    out: &'a mut dyn Write,
+    name: &'a str,
+    setting: &'a Setting,
+    wanted: &'a Inspect,
+}
+
+impl Text<'_> {
+    fn looked(&mut self, looked: &Looked) -> io::Result<()> {
+        let name = self.name;
+        match looked {
+            Looked::Map(facts) => self.map(facts),
+            Looked::Replica(content) => match content {
+                Content::Store(facts) => self.store(facts),
+                Content::Segment(facts) => {
+                    let number = facts.number.map(|number| format!(" {number}")).unwrap_or_default();
+                    writeln!(self.out, "{name}: segment{number} of a journal")?;
+                    self.segment(facts)
+                }
+                Content::Frames(facts) => {
+                    writeln!(self.out, "{name}: frames of a feed, {} in all", facts.frames_total)?;
+                    self.segment(facts)
+                }
+                Content::Manifest(Ok(manifest)) => {
+                    writeln!(self.out, "{name}: manifest of a replica store")?;
+                    self.manifest(manifest)
+                }
+                Content::Marks(Ok(marks)) => {
+                    writeln!(self.out, "{name}: pins and proofs of {} recovery points", marks.points.len())
+                }
+                Content::Manifest(Err(error)) | Content::Marks(Err(error)) => {
+                    writeln!(self.out, "{name}: {}", shown(error))
+                }
+                Content::Part(what) => writeln!(self.out, "{name}: {what}"),
+                Content::Unknown(begins) if begins.is_empty() => {
+                    writeln!(self.out, "{name}: nothing that this program writes")
+                }
+                Content::Unknown(begins) => writeln!(
+                    self.out,
+                    "{name}: nothing that this program writes; it begins with `{}`",
+                    shown(begins)
+                ),
+                Content::Folder(entries, total) => self.folder(entries, *total),
+            },
         }
     }
-    Ok(filled)
-}
 
-/// The first bytes, as far as they are a word: most formats say there what they are.
-fn begins(file: &File) -> io::Result<String> {
-    let mut first = [0; 8];
-    let count = read_at_most(file, &mut first, 0)?;
-    let word = first[..count].iter().take_while(|byte| byte.is_ascii_graphic());
-    Ok(word.map(|byte| char::from(*byte)).collect())
-}
+    fn folder(&mut self, entries: &[EntryFacts], total: u64) -> io::Result<()> {
+        writeln!(self.out, "{}: a folder of {total} entries, and no replica store itself", self.name)?;
+        let mut table = Table::new(&["NAME", "WHAT", ">SIZE"], "it is empty").whole(true);
+        for entry in entries {
+            table.row([Cell::new(&entry.name), entry.what.into(), human::bytes(entry.bytes).into()]);
+        }
+        table.write(self.out, self.setting.style.colour)
+    }
 
-fn told(path: &Path, content: &Content) -> Doc {
-    let frame = |found: &Found| {
-        let frame = &found.envelope;
-        Doc::Map(vec![
-            ("offset", found.at.into()),
-            ("bytes", found.length.into()),
-            ("number", frame.number.into()),
-            ("machine", Doc::text(&frame.machine)),
-            ("epoch", frame.epoch.into()),
-            ("codec", frame.codec.into()),
-            ("records", frame.records.into()),
-            ("writes", frame.writes.into()),
-            ("zeroes", frame.zeroes.into()),
-            ("injected", frame.injected.into()),
-            ("breaks", frame.breaks.into()),
-            ("first_sequence", frame.first_sequence.into()),
-            ("last_sequence", frame.last_sequence.into()),
-            ("first_time", Doc::time(frame.first_us)),
-            ("last_time", Doc::time(frame.last_us)),
-            ("stored_bytes", frame.stored_bytes.into()),
-            ("payload_bytes", frame.payload_bytes.into()),
-            ("digest", format!("{:032x}", frame.digest).into()),
-            ("points", Doc::list(&frame.points, mark)),
-        ])
-    };
-    let problem = |(at, reason): &(u64, String)| {
-        Doc::Map(vec![("offset", (*at).into()), ("reason", Doc::text(reason))])
-    };
-    Doc::Map(vec![
-        ("file", Doc::text(&path.display().to_string())),
-        ("size_bytes", content.size.into()),
-        ("begins_with", Doc::text(&content.begins)),
-        ("frames_total", content.frames_total.into()),
-        ("frame_bytes", content.frame_bytes.into()),
-        ("other_bytes", content.size.saturating_sub(content.frame_bytes).into()),
-        ("problems_total", content.problems_total.into()),
-        ("problems", Doc::list(&content.problems, problem)),
-        ("frames", Doc::list(&content.frames, frame)),
-    ])
-}
-
-fn mark(mark: &Mark) -> Doc {
-    let barrier = mark.barrier.as_ref();
-    Doc::Map(vec![
-        ("id", barrier.and_then(|barrier| barrier.point).map(|point| point.to_string()).into()),
-        ("name", barrier.map(|barrier| barrier.name.as_str()).filter(|name| !name.is_empty()).into()),
-        ("sequence", mark.sequence.into()),
-        ("time", Doc::time(mark.time_us)),
-        ("consistent", mark.consistent.into()),
-    ])
-}
-
-fn text(out: &mut dyn Write, name: &str, content: &Content, setting: &Setting, wide: bool) -> io::Result<()> {
-    writeln!(out, "{name}: {}, begins with {:?}", human::bytes(Some(content.size)), content.begins)?;
-    writeln!(
-        out,
-        "{} whole frames in {}; {} around them",
-        content.frames_total,
-        human::bytes(Some(content.frame_bytes)),
-        human::bytes(Some(content.size.saturating_sub(content.frame_bytes)))
-    )?;
-    if let (Some(first), Some(last)) = (content.frames.first(), content.frames.last()) {
-        let sum = |field: fn(&EnvelopeFacts) -> u64| {
-            content.frames.iter().map(|found| field(&found.envelope)).sum::<u64>()
+    fn map(&mut self, facts: &MapFacts) -> io::Result<()> {
+        writeln!(self.out, "{}: change map of disk {}", self.name, facts.disk)?;
+        writeln!(self.out, "  disk      {}", human::bytes(Some(facts.size)))?;
+        let state = match (facts.closed, facts.same_boot) {
+            (true, _) => "closed in good order",
+            (false, true) => "in use, or left by a process that died: good, its bits survive that",
+            (false, false) => "in use when its machine went down: everything counts as changed",
         };
+        writeln!(self.out, "  state     {state}; last sign of life {}", facts.alive)?;
         writeln!(
-            out,
-            "  machine   {} (epoch {} to {})",
-            first.envelope.machine, first.envelope.epoch, last.envelope.epoch
+            self.out,
+            "  changed   {} of {} regions of 64 KiB may differ from the target",
+            facts.changed, facts.regions
         )?;
-        writeln!(out, "  frames    {} to {}", first.envelope.number, last.envelope.number)?;
-        writeln!(out, "  records   {} to {}", first.envelope.first_sequence, last.envelope.last_sequence)?;
-        writeln!(
-            out,
-            "  moments   {} to {}",
-            continuum_model::time::Timestamp::from_micros(first.envelope.first_us),
-            continuum_model::time::Timestamp::from_micros(last.envelope.last_us)
-        )?;
-        writeln!(
-            out,
-            "  holds     {} writes, {} zeroes ({} of both injected), {} breaks, {} recovery points",
-            sum(|frame| frame.writes),
-            sum(|frame| frame.zeroes),
-            sum(|frame| frame.injected),
-            sum(|frame| frame.breaks),
-            sum(|frame| frame.points.len() as u64)
-        )?;
-        writeln!(
-            out,
-            "  payload   {} in {}",
-            human::bytes(Some(sum(|frame| frame.payload_bytes))),
-            human::bytes(Some(sum(|frame| frame.stored_bytes)))
-        )?;
+        match &facts.damage {
+            Some(damage) => writeln!(
+                self.out,
+                "  problem   {}: its agent will not believe it and compares everything",
+                shown(damage)
+            ),
+            None => Ok(()),
+        }
     }
-    for (at, reason) in &content.problems {
-        writeln!(out, "  problem   at byte {at}: {}", shown(reason))?;
+
+    fn manifest(&mut self, manifest: &Manifest) -> io::Result<()> {
+        writeln!(
+            self.out,
+            "  machine   {} (format {}, epoch {})",
+            manifest.machine, manifest.format, manifest.epoch
+        )?;
+        for disk in &manifest.disks {
+            let size = human::bytes(Some(disk.size));
+            writeln!(self.out, "  disk {:<4} {size}, {}", disk.index, disk.id)?;
+        }
+        if manifest.base_frame.0 == 0 {
+            return writeln!(self.out, "  base      empty: all history is in the journal");
+        }
+        let legal = if manifest.base_legal { "" } else { ", which cannot be brought up by itself" };
+        writeln!(self.out, "  base      everything up to {}{legal}", manifest.base_time)
     }
-    if wide && setting.style.format == Format::Wide {
+
+    fn store(&mut self, facts: &StoreFacts) -> io::Result<()> {
+        writeln!(self.out, "{}: replica store", self.name)?;
+        match facts.owner {
+            Some(pid) => writeln!(
+                self.out,
+                "  owner     process {pid} has it open: what it writes meanwhile may be told half"
+            )?,
+            None => writeln!(self.out, "  owner     nobody has it open, as far as this machine tells")?,
+        }
+        if let Ok(manifest) = &facts.manifest {
+            self.manifest(manifest)?;
+        }
+        if let Ok(history) = &facts.history {
+            self.history(history)?;
+        }
+        let space = &facts.space;
+        let [base, journal, overlay] = [space.base_bytes, space.journal_bytes, space.overlay_bytes]
+            .map(|bytes| human::bytes(Some(bytes)));
+        let segments = facts.segments.len();
+        writeln!(
+            self.out,
+            "  space     base {base}, journal {journal} in {segments} segments, overlays {overlay}"
+        )?;
+        if let Some(verified) = facts.verified {
+            let blocks = human::bytes(Some(verified.blocks << 16));
+            let frames = human::bytes(Some(verified.frame_bytes));
+            writeln!(
+                self.out,
+                "  verified  {} frames ({frames}) and {} base blocks ({blocks}) were read whole",
+                verified.frames, verified.blocks
+            )?;
+        }
+        self.problems(&facts.problems, facts.problems_total)?;
+        if self.wanted.segments {
+            self.segments(&facts.segments)?;
+        }
+        if self.wanted.points
+            && let Ok(history) = &facts.history
+        {
+            self.points(&history.points)?;
+        }
+        if self.wanted.frames {
+            let frames = facts
+                .segments
+                .iter()
+                .flat_map(|segment| segment.frames.iter().map(|frame| (segment.file.as_str(), frame)));
+            self.frames(frames)?;
+        }
+        Ok(())
+    }
+
+    fn history(&mut self, history: &History) -> io::Result<()> {
+        let state = &history.state;
+        match state.oldest_legal.zip(state.newest_legal) {
+            Some((from, to)) => {
+                let span = human::seconds(Some(to.since(from).as_secs_f64()));
+                writeln!(self.out, "  history   {from} to {to} ({span}): any moment of it")?;
+            }
+            None => writeln!(self.out, "  history   none: the first copy never became complete")?,
+        }
+        writeln!(
+            self.out,
+            "  received  to {} (frame {}, record {})",
+            state.last.newest, state.last.number, state.last.sequence
+        )?;
+        let count = |name: &str| history.points.iter().filter(|point| point.kind.name() == name).count();
+        let pinned = history.points.iter().filter(|point| point.mark.pinned).count();
+        let proven = history.points.iter().filter(|point| point.mark.proofs.booted == Some(true)).count();
+        writeln!(
+            self.out,
+            "  points    {} ({} crash, {} app, {} bookmarks); {pinned} pinned, {proven} booted",
+            history.points.len(),
+            count("crash"),
+            count("app"),
+            count("bookmark")
+        )?;
+        for (from, to) in history.gaps.iter().take(20) {
+            writeln!(self.out, "  gap       {from} to {to}: nothing in between can be brought up")?;
+        }
+        if history.gaps.len() > 20 {
+            writeln!(self.out, "  gap       and {} more: see -o json", history.gaps.len() - 20)?;
+        }
+        for finding in &history.findings {
+            writeln!(self.out, "  finding   {}", shown(finding))?;
+        }
+        Ok(())
+    }
+
+    fn segment(&mut self, facts: &SegmentFacts) -> io::Result<()> {
+        if let Some(machine) = facts.machine {
+            writeln!(self.out, "  machine   {machine}")?;
+        }
+        writeln!(self.out, "  size      {}", human::bytes(Some(facts.bytes)))?;
+        if let Some((first, last)) = &facts.span {
+            writeln!(
+                self.out,
+                "  frames    {} to {} (epoch {} to {}), {} records",
+                first.number, last.number, first.epoch, last.epoch, facts.records
+            )?;
+            writeln!(self.out, "  moments   {} to {}", first.first.1, last.last.1)?;
+        } else {
+            writeln!(self.out, "  frames    none")?;
+        }
+        self.problems(&facts.problems, facts.problems_total)?;
+        if self.wanted.frames {
+            self.frames(facts.frames.iter().map(|frame| ("", frame)))?;
+        }
+        Ok(())
+    }
+
+    fn problems(&mut self, problems: &[Problem], total: u64) -> io::Result<()> {
+        for problem in problems {
+            let file =
+                if problem.file.is_empty() { String::new() } else { format!("{} ", shown(&problem.file)) };
+            let place = match (problem.at, problem.bytes) {
+                (Some(at), Some(bytes)) => format!("at byte {at}, {bytes} bytes: "),
+                (Some(at), None) => format!("at byte {at}: "),
+                (None, _) => String::new(),
+            };
+            writeln!(self.out, "  problem   {file}{place}{}", shown(&problem.what))?;
+            writeln!(self.out, "            affects {}", affected(problem.affects))?;
+        }
+        match total - problems.len() as u64 {
+            0 => Ok(()),
+            more => writeln!(self.out, "  problem   and {more} more"),
+        }
+    }
+
+    fn segments(&mut self, segments: &[SegmentFacts]) -> io::Result<()> {
+        let head =
+            ["FILE", ">SIZE", ">FRAMES", ">FIRST", ">LAST", "FIRST MOMENT", "LAST MOMENT", ">PROBLEMS"];
+        let mut table = Table::new(&head, "the journal is empty").whole(true);
+        for segment in segments {
+            let of = |tell: &dyn Fn(&(FrameFacts, FrameFacts)) -> String| {
+                Cell::new(&segment.span.as_ref().map(tell).unwrap_or_default())
+            };
+            table.row([
+                Cell::new(&segment.file),
+                human::bytes(Some(segment.bytes)).into(),
+                segment.frames_total.to_string().into(),
+                of(&|span| span.0.number.to_string()),
+                of(&|span| span.1.number.to_string()),
+                of(&|span| span.0.first.1.to_string()),
+                of(&|span| span.1.last.1.to_string()),
+                segment.problems_total.to_string().into(),
+            ]);
+        }
+        table.write(self.out, self.setting.style.colour)
+    }
+
+    fn points(&mut self, points: &[PointInfo]) -> io::Result<()> {
+        let head = ["TIME", "KIND", "NAME", "PINNED", "BOOTED", "PROBED", "DIGEST", "ID"];
+        let mut table = Table::new(&head, "there are no listed points").whole(true);
+        let word = |proof: Option<bool>| match proof {
+            Some(true) => Cell::state("passed"),
+            Some(false) => Cell::state("failed"),
+            None => Cell::new(""),
+        };
+        for point in points {
+            let proofs = point.mark.proofs;
+            table.row([
+                point.time.to_string().into(),
+                point.kind.name().into(),
+                Cell::new(&point.name),
+                (if point.mark.pinned { "pinned" } else { "-" }).into(),
+                word(proofs.booted),
+                word(proofs.probed),
+                word(proofs.digest_equal),
+                point.id.to_string().into(),
+            ]);
+        }
+        table.write(self.out, self.setting.style.colour)
+    }
+
+    fn frames<'f>(&mut self, frames: impl Iterator<Item = (&'f str, &'f FrameFacts)>) -> io::Result<()> {
         let head = [
+            "FILE",
             ">AT",
             ">FRAME",
+            ">EPOCH",
             ">RECORDS",
             ">INJECTED",
             ">BREAKS",
             ">POINTS",
             "CODEC",
-            ">STORED",
+            ">SIZE",
             "FIRST MOMENT",
             "LAST MOMENT",
         ];
-        let mut table = Table::new(&head, "").whole(true);
-        for found in &content.frames {
-            let frame = &found.envelope;
+        let mut table = Table::new(&head, "there are no frames").whole(true);
+        let wide = self.setting.style.format == Format::Wide;
+        for (file, frame) in frames {
             let number = |value: u64| Cell::from(value.to_string());
+            let size = if wide { frame.bytes.to_string() } else { human::bytes(Some(frame.bytes)) };
             table.row([
-                number(found.at),
+                Cell::new(file),
+                number(frame.at),
                 number(frame.number),
-                number(frame.records),
+                number(frame.epoch),
+                number(frame.records()),
                 number(frame.injected),
                 number(frame.breaks),
-                number(frame.points.len() as u64),
-                frame.codec.into(),
-                human::bytes(Some(frame.stored_bytes)).into(),
-                continuum_model::time::Timestamp::from_micros(frame.first_us).to_string().into(),
-                continuum_model::time::Timestamp::from_micros(frame.last_us).to_string().into(),
+                number(frame.points),
+                codec(frame.codec).into(),
+                size.into(),
+                frame.first.1.to_string().into(),
+                frame.last.1.to_string().into(),
             ]);
         }
-        table.write(out, setting.style.colour)?;
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use continuum_model::feed::{BarrierKind, FrameBuilder, Identity, Record};
-    use continuum_model::id::{MachineId, PointId};
-    use continuum_model::time::Timestamp;
-    use continuum_model::units::{DiskIndex, Epoch, FrameNumber, Sequence};
-
-    /// `count` chained frames, each with a write and a named point.
-    fn feed(count: u64) -> Vec<Vec<u8>> {
-        let mut previous = 0;
-        (1..=count)
-            .map(|number| {
-                let mut builder = FrameBuilder::default();
-                let data = Bytes::from(vec![number as u8; 4096]);
-                let at = |step: u64| {
-                    (Sequence(number * 2 + step), Timestamp::from_micros((number * 10 + step) as i64))
-                };
-                let (sequence, time) = at(0);
-                let change = Change::Write { disk: DiskIndex(0), offset: 0, data, injected: number == 1 };
-                builder.push(&Record { sequence, time, change });
-                let (sequence, time) = at(1);
-                let barrier = Barrier {
-                    kind: BarrierKind::Bookmark,
-                    consistent: true,
-                    point: Some(PointId::from_bytes([number as u8; 16])),
-                    name: "a\u{1b}[2Jb".into(),
-                };
-                builder.push(&Record { sequence, time, change: Change::Barrier(barrier) });
-                let identity = Identity {
-                    machine: MachineId::from_bytes([3; 16]),
-                    epoch: Epoch(1),
-                    number: FrameNumber(number),
-                    session: 9,
-                    previous,
-                };
-                let frame = builder.finish(identity).unwrap();
-                previous = frame.head.digest;
-                Envelope::plain(&frame).encode().to_vec()
-            })
-            .collect()
-    }
-
-    fn scanned(bytes: &[u8]) -> Content {
-        let path = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(path.path(), bytes).unwrap();
-        scan(&open(path.path()).unwrap()).unwrap()
-    }
-
-    #[test]
-    fn frames_are_found_whatever_stands_between_them() {
-        let frames = feed(3);
-        for between in [
-            &b""[..],
-            b"CTMSEG01 a header",
-            b"xxCTMECTME",
-            &vec![0; (1 << 20) - 2],
-            &[vec![1; (1 << 20) - 2], b"CTME".to_vec()].concat(),
-        ] {
-            let file: Vec<u8> = frames.iter().flat_map(|frame| [between, frame].concat()).collect();
-            let content = scanned(&file);
-            assert_eq!(
-                (content.frames_total, content.problems.as_slice()),
-                (3, &[][..]),
-                "{} between",
-                between.len()
-            );
-            assert_eq!(
-                content.frames.iter().map(|found| found.envelope.number).collect::<Vec<_>>(),
-                [1, 2, 3]
-            );
-            assert_eq!(content.frames[0].envelope.injected, 1);
-            let point = content.frames[1].envelope.points[0].barrier.as_ref().unwrap();
-            assert_eq!(point.point, Some(PointId::from_bytes([2; 16])));
-        }
-    }
-
-    #[test]
-    fn a_cut_end_damage_and_a_hole_are_told_with_their_place() {
-        let frames = feed(3);
-        let whole = frames.concat();
-        for cut in [1, 31, 33, 4000] {
-            let content = scanned(&whole[..whole.len() - cut]);
-            assert_eq!((content.frames_total, content.problems_total), (2, 1), "cut by {cut}");
-            assert_eq!(content.problems[0].0, (frames[0].len() + frames[1].len()) as u64);
-        }
-        // Every byte of the middle frame behind its prefix counts.
-        for at in [ENVELOPE_BYTES, 200, frames[1].len() - 1] {
-            let mut damaged = whole.clone();
-            damaged[frames[0].len() + at] ^= 1;
-            let content = scanned(&damaged);
-            let reasons: Vec<&str> = content.problems.iter().map(|(_, reason)| reason.as_str()).collect();
-            assert_eq!((content.frames_total, reasons.len()), (2, 2), "{reasons:?}");
-            assert!(reasons[1].contains("frame 3 does not follow frame 1"), "{reasons:?}");
-        }
-        let mut prefix = whole.clone();
-        prefix[frames[0].len() + frames[1].len() + 20] ^= 1;
-        let content = scanned(&prefix);
-        assert_eq!((content.frames_total, content.problems_total), (2, 1), "the last one's beginning");
-        let hole = scanned(&[frames[0].clone(), frames[2].clone()].concat());
-        assert!(hole.problems[0].1.contains("does not follow"), "{:?}", hole.problems);
-        assert_eq!(scanned(b"").frames_total, 0);
-    }
-
-    #[test]
-    fn what_is_no_regular_file_is_not_read() {
-        let dir = tempfile::tempdir().unwrap();
-        assert!(open(dir.path()).is_err());
-        assert!(open(Path::new("/dev/zero")).is_err());
-        let fifo = dir.path().join("fifo");
-        rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, rustix::fs::Mode::RUSR).unwrap();
-        assert!(open(&fifo).is_err(), "and it does not wait for a writer");
+        table.write(self.out, self.setting.style.colour)
     }
 }

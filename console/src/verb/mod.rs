@@ -3,7 +3,7 @@
 //! - [`args`]: the command line and its help
 //! - [`get`], [`describe`]: what there is
 //! - [`order`], [`consent`], [`follow`], [`progress`]: what is to be done, agreed to, and watched
-//! - [`inspect`]: what files hold, without any vault
+//! - [`inspect`], [`export`], [`rescue`]: stores by hand, where no vault is alive
 //! - [`doctor`], [`session`], [`manual`]: this machine, its profiles, its documentation
 //! - [`contract`], [`output`]: the shape of answers
 //! - [`fault`]: the shape of errors
@@ -16,6 +16,7 @@ pub mod consent;
 pub mod contract;
 pub mod describe;
 pub mod doctor;
+pub mod export;
 pub mod fault;
 pub mod follow;
 pub mod get;
@@ -25,6 +26,7 @@ pub mod manual;
 pub mod order;
 pub mod output;
 pub mod progress;
+pub mod rescue;
 pub mod session;
 pub mod vault;
 
@@ -124,8 +126,10 @@ fn run(setting: &Setting, verb: Option<Verb>) -> Result<(), Fault> {
         Some(Verb::Role(role)) => lab::role(&role),
         Some(Verb::Completions { shell }) => manual::completions(setting, shell),
         Some(Verb::Man) => manual::pages(setting),
-        Some(Verb::Profiles(profiles)) => session::profiles(setting, &profiles),
         Some(Verb::Inspect(wanted)) => inspect::run(setting, &wanted),
+        Some(Verb::Export(wanted)) => export::run(setting, &wanted),
+        Some(Verb::Rescue(wanted)) => rescue::run(setting, &wanted),
+        Some(Verb::Profiles(profiles)) => session::profiles(setting, &profiles),
         Some(Verb::Logout(logout)) => session::logout(setting, &logout),
         Some(verb) => {
             let runtime =
@@ -243,6 +247,8 @@ async fn ask(setting: &Setting, verb: Verb) -> Result<(), Fault> {
         Verb::Completions { .. }
         | Verb::Man
         | Verb::Inspect(_)
+        | Verb::Export(_)
+        | Verb::Rescue(_)
         | Verb::Profiles(_)
         | Verb::Logout(_)
         | Verb::Lab(_)

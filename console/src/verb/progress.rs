@@ -15,6 +15,31 @@ use std::time::{Duration, Instant};
 /// A long step speaks no more often than this.
 const PROGRESS_EVERY: Duration = Duration::from_secs(5);
 
+/// How far a long piece of work is, as a line every few seconds.
+pub struct Percent {
+    what: &'static str,
+    quiet: bool,
+    spoke: Instant,
+}
+
+impl Percent {
+    /// For work that is called this; silent where a program reads the answer.
+    pub fn new(what: &'static str, quiet: bool) -> Self {
+        Self { what, quiet, spoke: Instant::now() }
+    }
+
+    /// `done` of about `total` bytes.
+    pub fn tell(&mut self, done: u64, total: u64) {
+        if self.quiet || self.spoke.elapsed() < PROGRESS_EVERY {
+            return;
+        }
+        self.spoke = Instant::now();
+        let share = done as f64 * 100.0 / total.max(1) as f64;
+        let done = human::bytes(Some(done));
+        let _ = writeln!(io::stderr(), "{}: {done}, {:.0} %", self.what, share.min(100.0));
+    }
+}
+
 /// Tells each change once.
 pub struct Progress<W> {
     out: W,

@@ -322,13 +322,13 @@ fn files_are_inspected_without_any_vault() {
     std::fs::write(&file, "CTMX0001 nothing of ours").unwrap();
     let answer = inspect(&file);
     assert_eq!(
-        (&answer.json()["frames_total"], &answer.json()["begins_with"]),
-        (&json!(0), &json!("CTMX0001"))
+        (&answer.json()["kind"], &answer.json()["begins_with"]),
+        (&json!("unknown"), &json!("CTMX0001"))
     );
     assert!(!answer.out.contains('\u{1b}'));
-    assert_eq!(inspect(home.path()).json(), json!([]), "a folder without frames");
-    for (why, path) in [("a device", "/dev/zero"), ("nothing", "/no/such/file")] {
+    assert_eq!(inspect(home.path()).json()["kind"], json!("folder"));
+    for (why, path, code) in [("a device", "/dev/zero", 1), ("nothing", "/no/such/file", 3)] {
         let answer = inspect(path.as_ref());
-        assert_eq!((answer.code, &answer.fault()["code"]), (1, &json!("inspect.unreadable")), "{why}");
+        assert_eq!((answer.code, &answer.fault()["code"]), (code, &json!("inspect.unreadable")), "{why}");
     }
 }

@@ -323,6 +323,77 @@ fn read(file: &File, disk: DiskId, size: u64, stamp: Stamp) -> io::Result<Result
     Ok(Ok(Bits::from_words(words.collect(), regions)))
 }
 
+/// What a map's file says, told to somebody who has no disk to hold against it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MapFacts {
+    /// Whose map.
+    pub disk: DiskId,
+    /// That disk's size in bytes.
+    pub size: u64,
+    /// Closed in good order; else in use, or left by a process that died.
+    pub closed: bool,
+    /// Whether this machine was started again since.
+    pub same_boot: bool,
+    /// When the process that kept it last said that it lives.
+    pub alive: Timestamp,
+    /// Regions of 64 KiB that the disk has.
+    pub regions: u64,
+    /// Those of them that may differ from the target.
+    pub changed: u64,
+    /// Why it cannot be believed, if so.
+    pub damage: Option<String>,
+}
+
+/// Reads a map's file for [`MapFacts`]; changes nothing, keeps one small window in memory. `None`: it is no map.
+pub fn look(file: &File) -> io::Result<Option<MapFacts>> {
+    let length = file.metadata()?.len();
+    let mut header = [0; HEADER];
+    let there = length.min(HEADER as u64) as usize;
+    file.read_exact_at(&mut header[..there], 0)?;
+    if &header[..8] != MAGIC {
+        return Ok(None);
+    }
+    let long = |at: usize| u64::from_le_bytes(header[at..at + 8].try_into().unwrap_or_default());
+    let word = |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().unwrap_or_default());
+    let size = long(32);
+    let regions = size.div_ceil(REGION_BYTES);
+    let damage = match () {
+        () if there < HEADER => Some("it is cut inside its header".to_owned()),
+        () if xxh3_64(&header[..120]) != long(120) => {
+            Some("its header does not match its checksum".to_owned())
+        }
+        () if word(8) != VERSION => {
+            Some(format!("it is of version {}, and this program reads version {VERSION}", word(8)))
+        }
+        () if length != BITS_AT + regions.div_ceil(64) * 8 => {
+            Some(format!("it is {length} bytes long, which is not what a disk of {size} bytes asks for"))
+        }
+        () => None,
+    };
+    let mut changed = 0;
+    if damage.is_none() {
+        let mut window = vec![0; 64 << 10];
+        let mut at = BITS_AT;
+        while at < length {
+            let part = (length - at).min(window.len() as u64) as usize;
+            file.read_exact_at(&mut window[..part], at)?;
+            changed += window[..part].iter().map(|byte| u64::from(byte.count_ones())).sum::<u64>();
+            at += part as u64;
+        }
+    }
+    let disk: [u8; 16] = header[16..32].try_into().unwrap_or_default();
+    Ok(Some(MapFacts {
+        disk: DiskId::from_bytes(disk),
+        size,
+        closed: word(12) == CLOSED,
+        same_boot: long(40) == boot(),
+        alive: Timestamp::from_micros(long(72).cast_signed()),
+        regions,
+        changed,
+        damage,
+    }))
+}
+
 /// Why the disk may have been written to while nobody watched, if so.
 fn watched(
     before: Activity,
@@ -375,6 +446,34 @@ mod tests {
         let (map, doubt) = ChangeMap::open(&path, DISK, size, stamp(0), at(0)).unwrap();
         assert_eq!(doubt, None);
         assert_eq!((map.bits().ones(), map.bits().next_run(0, 9)), (2, Some((64, 66))));
+    }
+
+    #[test]
+    fn a_map_is_told_whatever_became_of_its_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("map");
+        let size = 130 * REGION_BYTES + 5;
+        let (mut map, _) = ChangeMap::open(&path, DISK, size, stamp(0), at(5)).unwrap();
+        (3..131).for_each(|region| map.clear(region));
+        map.before_flush();
+        map.after_flush();
+        map.close(stamp(0), at(9)).unwrap();
+        let whole = std::fs::read(&path).unwrap();
+        let facts = look(&File::open(&path).unwrap()).unwrap().unwrap();
+        assert_eq!((facts.regions, facts.changed, facts.closed, facts.alive), (131, 3, true, at(9)));
+        assert_eq!((facts.disk, facts.size, facts.damage), (DISK, size, None));
+        for length in (0..200).chain([4095, 4096, whole.len() - 1]) {
+            std::fs::write(&path, &whole[..length]).unwrap();
+            let told = look(&File::open(&path).unwrap()).unwrap();
+            assert!(told.is_none() == (length < 8), "{length}");
+            assert!(told.is_none_or(|facts| facts.damage.is_some()), "{length}");
+        }
+        for byte in 8..128 {
+            let mut flipped = whole.clone();
+            flipped[byte] ^= 0x40;
+            std::fs::write(&path, &flipped).unwrap();
+            assert!(look(&File::open(&path).unwrap()).unwrap().unwrap().damage.is_some(), "{byte}");
+        }
     }
 
     #[test]

@@ -11,3 +11,6 @@ pub mod control;
 pub mod lab;
 pub mod log;
 pub mod role;
+
+/// Stores by hand, for the verbs that need no vault.
+pub use continuum_master_target::bare;

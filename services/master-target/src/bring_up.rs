@@ -286,10 +286,10 @@ fn unknown(view: ViewId) -> Fault {
 }
 
 /// A disk of an overlay, as an NBD server takes it.
-struct OverlayDisk {
-    overlay: Arc<Overlay>,
-    disk: DiskIndex,
-    size: u64,
+pub(crate) struct OverlayDisk {
+    pub(crate) overlay: Arc<Overlay>,
+    pub(crate) disk: DiskIndex,
+    pub(crate) size: u64,
 }
 
 fn io_error(error: ReplicaError) -> io::Error {

@@ -4,10 +4,12 @@
 //! - [`receive`]: frames in, durable, acknowledged
 //! - [`bring_up`]: views served over NBD, guests started on them, everything removable again
 //! - [`retention`]: history folded into the base by policy
+//! - [`bare`]: stores looked at, exported and served by hand, with no vault and no master target alive
 //! - [`control`]: the session with the vault: assignments, commands, reports
 //!
 //! Everything a restart needs is on this server's disk; a vault is not needed to keep receiving.
 
+pub mod bare;
 pub mod bring_up;
 pub mod control;
 pub mod estate;

@@ -50,6 +50,14 @@ fn is_zero(bytes: &[u8]) -> bool {
     rest.iter().all(|byte| *byte == 0) && words.iter().all(|word| *word == [0; 64])
 }
 
+/// The files of a disk, with the length each has from the first day on.
+pub fn files_of(disk: &DiskSpec) -> [(String, u64); 2] {
+    [
+        (format!("base/{}.img", disk.index), disk.size),
+        (format!("base/{}.sum", disk.index), disk.size.div_ceil(REGION_BYTES) * 8),
+    ]
+}
+
 impl Base {
     /// Opens the images, made where there are none.
     pub fn open(medium: &dyn Medium, disks: &[DiskSpec]) -> Result<Self, ReplicaError> {

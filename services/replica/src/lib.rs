@@ -8,6 +8,9 @@
 //! - [`cache`]: what was read and verified, in memory, bounded; `read`: from files to content
 //! - `fold`: the oldest history becomes part of the base
 //! - [`view`]: a disk as of a position; [`overlay`]: what is written on top of one
+//! - [`bare`]: a store opened without its owner, [`snapshot`]: and without changing a byte of it
+//! - [`export`]: a moment written into a plain file
+//! - [`inspect`]: what a file or a folder is, and what of it is damaged
 //! - [`marks`]: pins and proofs of points; [`manifest`]: what the store is and how far it is folded
 //!
 //! ```text
@@ -23,16 +26,20 @@
 //! Knows nothing of networks. Invariants: what `append` returned is on stable storage; nothing is returned
 //! whose checksum was not verified; a failed flush poisons the store until it is opened again.
 
+pub mod bare;
 pub mod base;
 pub mod cache;
+pub mod export;
 pub mod extents;
 mod fold;
+pub mod inspect;
 pub mod manifest;
 pub mod marks;
 pub mod medium;
 pub mod overlay;
 mod read;
 pub mod segment;
+pub mod snapshot;
 pub mod store;
 pub mod view;
 

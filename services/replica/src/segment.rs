@@ -173,7 +173,7 @@ impl Segment {
         Err(format!("segment {}: {reason}", self.number))
     }
 
-    fn read_record(&self, at: u64, end: u64, payload: bool) -> Result<Found, &'static str> {
+    pub(crate) fn read_record(&self, at: u64, end: u64, payload: bool) -> Result<Found, &'static str> {
         let mut bytes = [0; RECORD_BYTES as usize + ENVELOPE_BYTES];
         if end - at < bytes.len() as u64 || self.file.read_at(at, &mut bytes).is_err() {
             return Err("cut record");
@@ -231,6 +231,93 @@ impl Segment {
             }
         }
         false
+    }
+}
+
+/// What a segment's header says of the file it stands in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Header {
+    /// Whose journal.
+    pub machine: MachineId,
+    /// Which segment.
+    pub number: u64,
+    /// The frame it was made for.
+    pub first: FrameNumber,
+}
+
+/// Reads the header of a file that claims to be a segment. `None`: its magic is another.
+pub(crate) fn read_header(file: &dyn MediumFile) -> Option<Result<Header, &'static str>> {
+    let mut header = [0; HEADER_BYTES as usize];
+    let there = file.len().ok()?.min(HEADER_BYTES) as usize;
+    file.read_at(0, &mut header[..there]).ok()?;
+    let long = |at: usize| u64::from_le_bytes(header[at..at + 8].try_into().unwrap_or_default());
+    if &header[..8] != MAGIC {
+        return None;
+    }
+    if (there as u64) < HEADER_BYTES {
+        return Some(Err("it is cut inside its header"));
+    }
+    if xxh3_64(&header[..56]) != long(56) {
+        return Some(Err("its header does not match its checksum"));
+    }
+    if header[8..12] != 1u32.to_le_bytes() {
+        return Some(Err("it was written by a newer version; update this program"));
+    }
+    let machine: [u8; 16] = header[16..32].try_into().unwrap_or_default();
+    Some(Ok(Header {
+        machine: MachineId::from_bytes(machine),
+        number: long(32),
+        first: FrameNumber(long(40)),
+    }))
+}
+
+/// Looks for four bytes in a file, one window after the other.
+pub(crate) struct Finder<'a> {
+    file: &'a dyn MediumFile,
+    word: &'static [u8; 4],
+    window: Vec<u8>,
+    /// Where the window begins.
+    start: u64,
+    end: u64,
+}
+
+impl<'a> Finder<'a> {
+    const WINDOW: u64 = 256 << 10;
+
+    /// For the beginnings of records.
+    pub(crate) const fn of_records(file: &'a dyn MediumFile, end: u64) -> Self {
+        Self::new(file, RECORD_MAGIC, end)
+    }
+
+    /// For any word, up to `end`.
+    pub(crate) const fn new(file: &'a dyn MediumFile, word: &'static [u8; 4], end: u64) -> Self {
+        Self { file, word, window: Vec::new(), start: 0, end }
+    }
+
+    /// Where it stands next, from `from` on. What cannot be read holds nothing.
+    pub(crate) fn next(&mut self, from: u64) -> Option<u64> {
+        let mut at = from;
+        loop {
+            let window_end = self.start + self.window.len() as u64;
+            if at < self.start || at + 4 > window_end {
+                let length = self.end.saturating_sub(at).min(Self::WINDOW);
+                if length < 4 {
+                    return None;
+                }
+                self.start = at;
+                self.window.resize(length as usize, 0);
+                if self.file.read_at(at, &mut self.window).is_err() {
+                    self.window.clear();
+                    return None;
+                }
+            }
+            let rest = &self.window[(at - self.start) as usize..];
+            if let Some(skip) = rest.windows(4).position(|bytes| bytes == self.word) {
+                return Some(at + skip as u64);
+            }
+            // The last three bytes may be the beginning of it.
+            at = self.start + self.window.len() as u64 - 3;
+        }
     }
 }
 

@@ -964,5 +964,8 @@ fn replay(
         index.forget_up_to(frame.last.0, frame.last.1);
     }
     Base::forget_redo(medium)?;
-    Ok((index, Ingest { active, next_segment: newest.map_or(1, |newest| newest + 1), poisoned: false }))
+    Ok((
+        index,
+        Ingest { active, next_segment: newest.map_or(1, |newest| newest.saturating_add(1)), poisoned: false },
+    ))
 }
