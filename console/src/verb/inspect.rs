@@ -626,3 +626,102 @@ impl Text<'_> {
         table.write(self.out, self.setting.style.colour)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::profile::Choice;
+    use crate::verb::output::Style;
+    use std::path::PathBuf;
+
+    const EVIL: &str = "a\u{1b}[2J\u{202e}\nb";
+
+    fn said(content: Content, format: Format) -> String {
+        let setting = Setting {
+            choice: Choice { profile: None, connect: None, dir: None },
+            style: Style { format, colour: false },
+            colour_err: false,
+            yes: false,
+            dir: None,
+        };
+        let wanted =
+            Inspect { path: PathBuf::from(EVIL), segments: true, points: true, frames: true, verify: true };
+        let (looked, name) = (Looked::Replica(content), shown(EVIL));
+        let mut out = Vec::new();
+        output::one(&mut out, setting.style, told(EVIL, &looked, &wanted), |out, _| {
+            Text { out, name: &name, setting: &setting, wanted: &wanted }.looked(&looked)
+        })
+        .unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    fn problem() -> Problem {
+        Problem {
+            file: EVIL.into(),
+            at: Some(7),
+            bytes: Some(9),
+            what: EVIL.into(),
+            affects: Affects::Moments(Some(Timestamp::from_micros(1)), None),
+        }
+    }
+
+    #[test]
+    fn whatever_stands_in_a_store_drives_no_terminal() {
+        let dir = tempfile::tempdir().unwrap();
+        let segment = || SegmentFacts {
+            file: EVIL.into(),
+            problems: vec![problem()],
+            problems_total: 3,
+            ..SegmentFacts::default()
+        };
+        let entry = || EntryFacts { name: EVIL.into(), what: "file", bytes: Some(1) };
+        let look = |path: &std::path::Path| match bare::look(path, Depth::default(), &mut |_, _| {}) {
+            Ok(Looked::Replica(content)) => content,
+            other => panic!("{other:?}"),
+        };
+        // A folder that claims to be a store, with names as they can be made by anybody.
+        let store = dir.path().join("store");
+        std::fs::create_dir_all(store.join("journal")).unwrap();
+        std::fs::write(store.join("manifest"), EVIL).unwrap();
+        std::fs::write(store.join("journal").join(EVIL), EVIL).unwrap();
+        std::fs::write(dir.path().join(EVIL), EVIL).unwrap();
+        for format in [Format::Table, Format::Wide, Format::Json, Format::Yaml, Format::Csv] {
+            for content in [
+                Content::Folder(vec![entry()], 1),
+                Content::Unknown(EVIL.into()),
+                Content::Segment(Box::new(segment())),
+                Content::Frames(Box::new(segment())),
+                Content::Manifest(Err(EVIL.into())),
+                Content::Marks(Err(EVIL.into())),
+                look(&store),
+                look(dir.path()),
+                look(&dir.path().join(EVIL)),
+            ] {
+                let what = format!("{content:?}");
+                let text = said(content, format);
+                let bad = |c: char| (c.is_control() && c != '\n') || c == '\u{202e}';
+                assert!(!text.chars().any(bad), "{format:?} of {what}: {text:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn damage_decides_the_exit_and_a_torn_tail_does_not() {
+        let facts = |affects| {
+            let problems = vec![Problem { affects, ..problem() }];
+            Looked::Replica(Content::Segment(Box::new(SegmentFacts {
+                problems,
+                problems_total: 1,
+                ..SegmentFacts::default()
+            })))
+        };
+        assert_eq!(damage(&facts(Affects::Tail)), None);
+        for affects in [Affects::Moments(None, None), Affects::Unknown, Affects::NoMoment] {
+            assert_eq!(damage(&facts(affects)).map(|found| found.0), Some(1));
+        }
+        assert!(
+            damage(&Looked::Replica(Content::Marks(Err(EVIL.into()))))
+                .is_some_and(|found| !found.1.contains('\u{1b}'))
+        );
+    }
+}

@@ -1,5 +1,6 @@
 //! End to end, on a real lab: the same binary, the same verbs, processes that are killed.
 
+mod bare;
 mod console;
 mod drill;
 mod guests;
