@@ -12,6 +12,7 @@
 
 use crate::manifest::DiskSpec;
 use crate::medium::{Medium, MediumFile};
+use crate::planted::{self, Bug};
 use crate::store::ReplicaError;
 use continuum_model::units::{DiskIndex, REGION_BYTES, Sequence};
 use std::collections::BTreeMap;
@@ -133,9 +134,13 @@ impl Base {
                     image
                         .read_at((block + done as u64) * REGION_BYTES, stretch)
                         .map_err(|error| ReplicaError::io(&format!("base/{disk}.img"), error))?;
-                    for (at, bytes) in stretch.chunks(BLOCK).enumerate() {
+                    for (at, bytes) in stretch.chunks_mut(BLOCK).enumerate() {
                         let number = block + (done + at) as u64;
                         if sum_of(disk, number, bytes) != known[done + at] {
+                            if planted::is(Bug::BadBlockAsZeroes) {
+                                bytes.fill(0);
+                                continue;
+                            }
                             return Err(damaged_block(disk, number));
                         }
                     }
@@ -166,6 +171,9 @@ impl Base {
 
     /// Makes everything written so far durable.
     pub fn sync(&self) -> Result<(), ReplicaError> {
+        if planted::is(Bug::BaseNotSynced) {
+            return Ok(());
+        }
         for (spec, image, sums) in &self.disks {
             image
                 .sync()
@@ -181,6 +189,8 @@ impl Base {
         let Some((to, blocks)) = read_redo(medium, &self.disks)?.filter(|(to, _)| *to >= base) else {
             return Ok(None);
         };
+        // The process that wrote it may have died over its sync: durable before the base is touched.
+        write_redo(medium, to, &blocks)?;
         self.write(&blocks)?;
         self.sync()?;
         Ok(Some(to))
@@ -205,6 +215,9 @@ fn damaged_block(disk: DiskIndex, block: u64) -> ReplicaError {
 
 /// Puts a fold on record: from here on it happens, whatever comes between.
 pub fn write_redo(medium: &dyn Medium, to: Sequence, blocks: &Blocks) -> Result<(), ReplicaError> {
+    if planted::is(Bug::NoRedo) {
+        return Ok(());
+    }
     let mut bytes = Vec::with_capacity(REDO_HEADER + blocks.len() * REDO_ENTRY + 8);
     bytes.extend_from_slice(REDO_MAGIC);
     bytes.extend_from_slice(&to.0.to_le_bytes());

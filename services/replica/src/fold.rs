@@ -15,6 +15,7 @@
 use crate::base::{self, Base, Blocks};
 use crate::cache::Key;
 use crate::manifest::{self, Manifest};
+use crate::planted::{self, Bug};
 use crate::segment;
 use crate::store::{Core, FrameAt, ReplicaError, Store};
 use crate::view::{Source, newest_of};
@@ -43,7 +44,11 @@ impl Store {
         let (target, more) = {
             // From here on no view opens below the target, and no point below it is pinned.
             let mut leases = core.leases();
-            let Some((target, more)) = core.fold_target(until, bytes_max, leases.oldest()) else {
+            let Some((target, more)) = core.fold_target(
+                until,
+                bytes_max,
+                leases.oldest().filter(|_| !planted::is(Bug::LeaseIgnored)),
+            ) else {
                 return Ok(false);
             };
             leases.folding = Some(target.last.0);
@@ -66,7 +71,7 @@ impl Store {
             *half_way = false;
             core.drop_superseded()
         });
-        if !*half_way {
+        if !*half_way || planted::is(Bug::HalfFoldForgotten) {
             core.leases().folding = None;
         }
         done.map(|()| more)
@@ -83,7 +88,11 @@ impl Core {
     ) -> Option<(FrameAt, bool)> {
         let index = self.index();
         let newest = index.runs.back()?;
-        let pinned = index.points.iter().find(|(_, point)| point.mark.pinned).map(|(at, _)| *at);
+        let pinned = index
+            .points
+            .iter()
+            .find(|(_, point)| point.mark.pinned && !planted::is(Bug::PinIgnored))
+            .map(|(at, _)| *at);
         let mut excess = match bytes_max {
             Some(most) => index.segments.values().map(|(_, end)| *end).sum::<u64>().saturating_sub(most.0),
             None => 0,
@@ -156,7 +165,9 @@ impl Core {
     fn take_over(&self, blocks: &Blocks) -> Result<(), ReplicaError> {
         let base = self.base.write().unwrap_or_else(PoisonError::into_inner);
         let written = base.write(blocks);
-        self.cache.forget(blocks.keys().map(|(disk, block)| Key::Block(self.id, *disk, *block)));
+        let kept = planted::is(Bug::StaleBlock);
+        self.cache
+            .forget(blocks.keys().filter(|_| !kept).map(|(disk, block)| Key::Block(self.id, *disk, *block)));
         drop(base);
         written?;
         self.base().sync()

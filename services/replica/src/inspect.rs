@@ -462,12 +462,12 @@ fn walk(
         };
         match found {
             Some(next) => {
-                facts.problem(Some(at), Some(next - at), reason, Affects::Moments(since, None));
+                facts.problem(Some(at), Some(next - at), reason.to_string(), Affects::Moments(since, None));
                 at = next;
             }
             None => {
                 let affects = if newest { Affects::Tail } else { Affects::Moments(since, None) };
-                facts.problem(Some(at), Some(length - at), reason, affects);
+                facts.problem(Some(at), Some(length - at), reason.to_string(), affects);
                 return;
             }
         }

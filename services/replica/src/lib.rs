@@ -26,6 +26,9 @@
 //! Knows nothing of networks. Invariants: what `append` returned is on stable storage; nothing is returned
 //! whose checksum was not verified; a failed flush poisons the store until it is opened again.
 
+#[cfg(test)]
+extern crate self as continuum_replica;
+
 pub mod bare;
 pub mod base;
 pub mod cache;
@@ -37,6 +40,7 @@ pub mod manifest;
 pub mod marks;
 pub mod medium;
 pub mod overlay;
+mod planted;
 mod read;
 pub mod segment;
 pub mod snapshot;

@@ -4,6 +4,7 @@
 //! everything before that line. Replaced by writing `<name>.new`, syncing it, renaming, syncing the folder.
 
 use crate::medium::Medium;
+use crate::planted::{self, Bug};
 use crate::store::ReplicaError;
 use continuum_model::id::{DiskId, MachineId};
 use continuum_model::time::Timestamp;
@@ -85,7 +86,9 @@ pub fn replace<T: Serialize>(medium: &dyn Medium, name: &str, value: &T) -> Resu
     let file = medium.open(&temporary, true).map_err(io)?;
     file.set_len(0).map_err(io)?;
     file.write_at(0, &[&bytes]).map_err(io)?;
-    file.sync().map_err(io)?;
+    if !planted::is(Bug::RenamedUnsynced) {
+        file.sync().map_err(io)?;
+    }
     medium.rename(&temporary, name).map_err(io)?;
     medium.sync_folder("").map_err(io)
 }

@@ -154,7 +154,8 @@ impl MediumFile for RealFile {
 
 /// A folder in memory that knows what a power cut would leave.
 ///
-/// Unsynced content and entries are lost at [`Simulated::crash`], in part or whole, as its seed says.
+/// Unsynced content and entries are lost at [`Simulated::crash`], in part or whole, as its seed says: of the
+/// sectors of a file any may survive, of the entries of a folder the first few.
 #[derive(Clone, Default)]
 pub struct Simulated {
     inner: Arc<Mutex<World>>,
@@ -167,19 +168,40 @@ struct World {
     names: BTreeMap<String, u64>,
     /// What a power cut leaves of the names.
     durable_names: BTreeMap<String, u64>,
+    /// Changes of names since their folder was synced, in order.
+    pending_names: Vec<(String, Option<u64>)>,
     files: BTreeMap<u64, Contents>,
+    /// Calls that change or sync something.
     operations: u64,
-    fault: Option<(u64, Fault)>,
+    /// All calls.
+    calls: u64,
+    fault: Option<Planned>,
     fired: u64,
     dead: bool,
+    /// Bytes that all files together may take.
+    capacity: Option<u64>,
+    lie: Option<Lie>,
+}
+
+struct Planned {
+    at: u64,
+    /// Counted in calls, else in operations.
+    calls: bool,
+    fault: Fault,
 }
 
 #[derive(Default, Clone)]
 struct Contents {
     now: Vec<u8>,
     durable: Vec<u8>,
-    /// Ranges written since the last sync.
-    dirty: Vec<(usize, usize)>,
+    /// What was done since the last sync, in order.
+    pending: Vec<Pending>,
+}
+
+#[derive(Clone, Copy)]
+enum Pending {
+    Written(usize, usize),
+    Length(usize),
 }
 
 /// What happens at a chosen operation.
@@ -187,15 +209,42 @@ struct Contents {
 pub enum Fault {
     /// It fails with an I/O error; later ones work.
     Error,
+    /// It fails for want of space; later ones work.
+    Full,
     /// The power goes: it and all later ones fail until [`Simulated::crash`].
     PowerCut,
 }
+
+/// How a medium can break its word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lie {
+    /// Syncing a file does nothing.
+    FileSync,
+    /// Syncing a folder does nothing.
+    FolderSync,
+    /// A rename that was not synced leaves neither name behind.
+    TornRename,
+    /// A read returns what was synced last.
+    StaleRead,
+    /// Every fifth write, counted from the lie on, is confirmed and dropped.
+    LostWrite,
+    /// Every fifth write, counted from the lie on, lands 512 bytes further.
+    MisdirectedWrite,
+}
+
+/// Which write a lie strikes.
+const LIE_AT: u64 = 5;
 
 impl Simulated {
     /// Arranges a fault at the `nth` operation from now (1: the next) that changes or syncs something.
     pub fn fault_at(&self, nth: u64, fault: Fault) {
         let mut world = self.lock();
-        world.fault = Some((world.operations + nth, fault));
+        world.fault = Some(Planned { at: world.operations + nth, calls: false, fault });
+    }
+    /// The same, counting every call: also those that only read, open or list.
+    pub fn fault_at_call(&self, nth: u64, fault: Fault) {
+        let mut world = self.lock();
+        world.fault = Some(Planned { at: world.calls + nth, calls: true, fault });
     }
     /// Takes an arranged fault back.
     pub fn disarm(&self) {
@@ -209,31 +258,87 @@ impl Simulated {
     pub fn operations(&self) -> u64 {
         self.lock().operations
     }
+    /// Bytes that all files together may take from now on; `None`: any.
+    pub fn limit(&self, capacity: Option<u64>) {
+        self.lock().capacity = capacity;
+    }
+    /// Bytes that all files together take.
+    pub fn used(&self) -> u64 {
+        self.lock().used()
+    }
+    /// From now on the medium breaks its word.
+    pub fn lie(&self, lie: Option<Lie>) {
+        let mut world = self.lock();
+        world.lie = lie;
+        // So that what a lie strikes does not depend on what came before.
+        world.operations = 0;
+    }
+    /// Whether the power is off.
+    pub fn is_dead(&self) -> bool {
+        self.lock().dead
+    }
     /// The power comes back: what was not synced is gone, or half there, as `random` says.
     pub fn crash(&self, mut random: impl FnMut() -> u64) {
         let mut world = self.lock();
         world.dead = false;
         world.fault = None;
+        let pending = std::mem::take(&mut world.pending_names);
+        let torn = world.lie == Some(Lie::TornRename);
+        let mut survive: BTreeMap<String, usize> = BTreeMap::new();
+        for (name, _) in &pending {
+            *survive.entry(folder_of(name).to_owned()).or_default() += 1;
+        }
+        for count in survive.values_mut() {
+            *count = (random() % (*count as u64 + 1)) as usize;
+        }
+        for (name, id) in pending {
+            let left = survive.entry(folder_of(&name).to_owned()).or_default();
+            if *left == 0 {
+                continue;
+            }
+            *left -= 1;
+            match id {
+                Some(id) => {
+                    // A rename is one step: the file's other names go with it.
+                    world.durable_names.retain(|_, other| *other != id);
+                    if torn && !name.ends_with(".new") {
+                        world.durable_names.remove(&name);
+                    } else {
+                        world.durable_names.insert(name, id);
+                    }
+                }
+                None => {
+                    world.durable_names.remove(&name);
+                }
+            }
+        }
         world.names = world.durable_names.clone();
         for contents in world.files.values_mut() {
             // Each unsynced sector may have reached the disk or not.
             let mut after = contents.durable.clone();
-            for &(start, end) in &contents.dirty {
-                let mut at = start;
+            for pending in std::mem::take(&mut contents.pending) {
+                let (mut at, end) = match pending {
+                    Pending::Written(start, end) => (start, end.min(contents.now.len())),
+                    Pending::Length(length) => {
+                        if random().is_multiple_of(2) {
+                            after.resize(length, 0);
+                        }
+                        continue;
+                    }
+                };
                 while at < end {
-                    let stop = (at / 512 * 512 + 512).min(end).min(contents.now.len());
-                    if at < stop && random().is_multiple_of(2) {
+                    let stop = (at / 512 * 512 + 512).min(end);
+                    if random().is_multiple_of(2) {
                         if after.len() < stop {
                             after.resize(stop, 0);
                         }
                         after[at..stop].copy_from_slice(&contents.now[at..stop]);
                     }
-                    at = stop.max(at + 1);
+                    at = stop;
                 }
             }
-            contents.now = after.clone();
+            contents.now.clone_from(&after);
             contents.durable = after;
-            contents.dirty.clear();
         }
     }
     /// Changes a file behind everyone's back: rot.
@@ -244,6 +349,7 @@ impl Simulated {
         {
             change(&mut contents.now);
             contents.durable = contents.now.clone();
+            contents.pending.clear();
         }
     }
     /// All files, by name.
@@ -258,27 +364,56 @@ impl Simulated {
     fn lock(&self) -> MutexGuard<'_, World> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
+    /// A call that only reads.
+    fn look(&self) -> io::Result<MutexGuard<'_, World>> {
+        let mut world = self.lock();
+        world.call(false)?;
+        Ok(world)
+    }
     fn operate(&self) -> io::Result<MutexGuard<'_, World>> {
         let mut world = self.lock();
-        if world.dead {
+        world.call(true)?;
+        Ok(world)
+    }
+}
+
+fn folder_of(name: &str) -> &str {
+    name.rsplit_once('/').map_or("", |(folder, _)| folder)
+}
+
+impl World {
+    fn call(&mut self, changes: bool) -> io::Result<()> {
+        if self.dead {
             return Err(io::Error::other("simulated: the power is off"));
         }
-        world.operations += 1;
-        if let Some((at, fault)) = world.fault
-            && world.operations == at
-        {
-            world.fired += 1;
-            world.fault = None;
-            world.dead = fault == Fault::PowerCut;
-            return Err(io::Error::other("simulated: I/O error"));
+        self.calls += 1;
+        self.operations += u64::from(changes);
+        let fired = match &self.fault {
+            Some(planned) if planned.calls => self.calls == planned.at,
+            Some(planned) => changes && self.operations == planned.at,
+            None => false,
+        };
+        if !fired {
+            return Ok(());
         }
-        Ok(world)
+        self.fired += 1;
+        Err(match self.fault.take().map(|planned| planned.fault) {
+            Some(Fault::Full) => io::ErrorKind::StorageFull.into(),
+            fault => {
+                self.dead = fault == Some(Fault::PowerCut);
+                io::Error::other("simulated: I/O error")
+            }
+        })
+    }
+    fn used(&self) -> u64 {
+        let of = |id| self.files.get(id).map_or(0, |contents| contents.now.len() as u64);
+        self.names.values().map(of).sum()
     }
 }
 
 impl Medium for Simulated {
     fn open(&self, name: &str, create: bool) -> io::Result<Box<dyn MediumFile>> {
-        let known = self.lock().names.get(name).copied();
+        let known = self.look()?.names.get(name).copied();
         let id = match known {
             Some(id) => id,
             None if create => {
@@ -286,6 +421,7 @@ impl Medium for Simulated {
                 world.next += 1;
                 let id = world.next;
                 world.names.insert(name.to_owned(), id);
+                world.pending_names.push((name.to_owned(), Some(id)));
                 world.files.insert(id, Contents::default());
                 id
             }
@@ -295,37 +431,37 @@ impl Medium for Simulated {
     }
     fn list(&self, folder: &str) -> io::Result<Vec<String>> {
         let prefix = format!("{folder}/");
-        Ok(self
-            .lock()
-            .names
-            .keys()
-            .filter_map(|name| name.strip_prefix(&prefix))
-            .map(str::to_owned)
-            .collect())
+        let world = self.look()?;
+        let names = world.names.keys().filter_map(|name| name.strip_prefix(&prefix));
+        Ok(names.map(str::to_owned).collect())
     }
     fn make_folder(&self, _name: &str) -> io::Result<()> {
-        Ok(())
+        self.operate().map(drop)
     }
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         let mut world = self.operate()?;
         let id = world.names.remove(from).ok_or(io::ErrorKind::NotFound)?;
         world.names.insert(to.to_owned(), id);
+        world.pending_names.push((to.to_owned(), Some(id)));
         Ok(())
     }
     fn remove(&self, name: &str) -> io::Result<()> {
-        self.operate()?.names.remove(name);
+        let mut world = self.operate()?;
+        if world.names.remove(name).is_some() {
+            world.pending_names.push((name.to_owned(), None));
+        }
         Ok(())
     }
     fn sync_folder(&self, folder: &str) -> io::Result<()> {
         let mut world = self.operate()?;
-        let inside = |name: &str| match name.rsplit_once('/') {
-            Some((parent, _)) => parent == folder,
-            None => folder.is_empty(),
-        };
-        let World { names, durable_names, .. } = &mut *world;
-        durable_names.retain(|name, _| !inside(name));
-        durable_names
-            .extend(names.iter().filter(|(name, _)| inside(name)).map(|(name, id)| (name.clone(), *id)));
+        if world.lie == Some(Lie::FolderSync) {
+            return Ok(());
+        }
+        let World { names, durable_names, pending_names, .. } = &mut *world;
+        durable_names.retain(|name, _| folder_of(name) != folder);
+        let inside = names.iter().filter(|(name, _)| folder_of(name) == folder);
+        durable_names.extend(inside.map(|(name, id)| (name.clone(), *id)));
+        pending_names.retain(|(name, _)| folder_of(name) != folder);
         Ok(())
     }
 }
@@ -336,25 +472,44 @@ struct SimulatedFile {
 }
 
 impl SimulatedFile {
-    fn change(&self, change: impl FnOnce(&mut Contents)) -> io::Result<()> {
+    fn change(&self, grows_to: u64, change: impl FnOnce(&mut Contents, Option<Lie>)) -> io::Result<()> {
         let mut world = self.world.operate()?;
-        change(world.files.entry(self.id).or_default());
+        let used = world.capacity.map(|capacity| (capacity, world.used()));
+        let lie = world.lie.filter(|lie| match lie {
+            Lie::LostWrite | Lie::MisdirectedWrite => world.operations.is_multiple_of(LIE_AT),
+            _ => true,
+        });
+        let contents = world.files.entry(self.id).or_default();
+        if let Some((capacity, used)) = used
+            && used + grows_to.saturating_sub(contents.now.len() as u64) > capacity
+        {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        change(contents, lie);
         Ok(())
     }
 }
 
 impl MediumFile for SimulatedFile {
     fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        let world = self.world.lock();
-        let bytes = world.files.get(&self.id).map_or(&[][..], |contents| &contents.now);
+        let world = self.world.look()?;
+        let bytes = world.files.get(&self.id).map_or(&[][..], |contents| match world.lie {
+            Some(Lie::StaleRead) => &contents.durable,
+            _ => &contents.now,
+        });
         let part =
             bytes.get(offset as usize..offset as usize + out.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
         out.copy_from_slice(part);
         Ok(())
     }
     fn write_at(&self, offset: u64, parts: &[&[u8]]) -> io::Result<()> {
-        self.change(|contents| {
-            let start = offset as usize;
+        let end = offset + parts.iter().map(|part| part.len() as u64).sum::<u64>();
+        self.change(end, |contents, lie| {
+            let start = match lie {
+                Some(Lie::LostWrite) => return,
+                Some(Lie::MisdirectedWrite) => offset as usize + 512,
+                _ => offset as usize,
+            };
             let mut at = start;
             for part in parts {
                 if contents.now.len() < at + part.len() {
@@ -363,30 +518,57 @@ impl MediumFile for SimulatedFile {
                 contents.now[at..at + part.len()].copy_from_slice(part);
                 at += part.len();
             }
-            contents.dirty.push((start, at));
+            contents.pending.push(Pending::Written(start, at));
         })
     }
     fn len(&self) -> io::Result<u64> {
-        Ok(self.world.lock().files.get(&self.id).map_or(0, |contents| contents.now.len() as u64))
+        Ok(self.world.look()?.files.get(&self.id).map_or(0, |contents| contents.now.len() as u64))
     }
     fn set_len(&self, length: u64) -> io::Result<()> {
-        self.change(|contents| {
-            // A cut reaches the disk with the next sync; an extension reads as zeroes either way.
+        self.change(length, |contents, _| {
             contents.now.resize(length as usize, 0);
+            contents.pending.push(Pending::Length(length as usize));
         })
     }
     fn sync(&self) -> io::Result<()> {
-        self.change(|contents| {
-            contents.durable = contents.now.clone();
-            contents.dirty.clear();
-        })
+        let synced = self.change(0, |contents, lie| {
+            if lie == Some(Lie::FileSync) {
+                return;
+            }
+            contents.durable.resize(contents.now.len(), 0);
+            for pending in contents.pending.drain(..) {
+                match pending {
+                    Pending::Written(start, end) => {
+                        let end = end.min(contents.now.len());
+                        let start = start.min(end);
+                        contents.durable[start..end].copy_from_slice(&contents.now[start..end]);
+                    }
+                    // What was cut off and grew again reads as zeroes until it is written.
+                    Pending::Length(length) => {
+                        let length = length.min(contents.now.len());
+                        contents.durable[length..].copy_from_slice(&contents.now[length..]);
+                    }
+                }
+            }
+        });
+        if synced.is_err() {
+            // As Linux does: after a failed sync the pages count as clean. They can be read, no later sync writes
+            // them, and a power cut shows that they are gone.
+            let mut world = self.world.lock();
+            if !world.dead
+                && let Some(contents) = world.files.get_mut(&self.id)
+            {
+                contents.pending.clear();
+            }
+        }
+        synced
     }
     fn punch(&self, offset: u64, length: u64) -> io::Result<()> {
-        self.change(|contents| {
+        self.change(0, |contents, _| {
             let end = ((offset + length) as usize).min(contents.now.len());
             let start = (offset as usize).min(end);
             contents.now[start..end].fill(0);
-            contents.dirty.push((start, end));
+            contents.pending.push(Pending::Written(start, end));
         })
     }
 }

@@ -4,6 +4,7 @@
 
 use crate::cache::{Content, Key};
 use crate::extents::Run;
+use crate::planted::{self, Bug};
 use crate::segment;
 use crate::store::{Core, ReplicaError};
 use crate::view::{Source, newest_of};
@@ -24,6 +25,7 @@ impl Core {
         newest_of(entries.filter_map(|entry| {
             let source = match entry.kind {
                 RowKind::Write => Source::Frame { number: entry.frame, data_at: entry.data_at },
+                RowKind::Zero if planted::is(Bug::ZeroesForgotten) => return None,
                 RowKind::Zero => Source::Zero,
                 RowKind::Barrier | RowKind::Break => return None,
             };

@@ -6,7 +6,8 @@
 //! 48 zero [8]            56 sum u64 (xxh3-64 of bytes 0..56)
 //! then records, back to back:
 //! 0  magic "CTMR"        4 envelope length u32   8 position u64 (of this record in this file)
-//! 16 segment number u64  24 frame number u64    32 epoch u64   40 zero [16]   56 sum u64 (xxh3-64 of bytes 0..56)
+//! 16 segment number u64  24 frame number u64    32 epoch u64   40 group u64 (where the records begin that were
+//! synced together with this one; 0: not told)    48 zero [8]   56 sum u64 (xxh3-64 of bytes 0..56)
 //! 64 the envelope, exactly as it arrived (see continuum-model)
 //! ```
 //!
@@ -14,9 +15,12 @@
 //! where it stands was misdirected, and is treated as damage.
 //!
 //! Reading stops at the first bad record. In the newest segment that is the torn tail of a crash, unless a
-//! whole good record follows it: then it is damage, which is named and never cut away.
+//! whole good record of a later group follows it: then what is bad was synced once, and is damage, which is named
+//! and never cut away. (Of the group that was being written any part may have reached the disk.) What could not be read
+//! because the disk said no is never taken for a torn tail.
 
 use crate::medium::{Medium, MediumFile};
+use crate::planted::{self, Bug};
 use crate::store::ReplicaError;
 use continuum_model::feed::envelope::{ENVELOPE_BYTES, ENVELOPE_BYTES_MAX, EnvelopePrefix};
 use continuum_model::feed::{Envelope, FrameHead};
@@ -57,6 +61,8 @@ pub struct Found {
     pub length: u32,
     /// Its head.
     pub head: FrameHead,
+    /// Where its group begins; 0: not told.
+    group: u64,
 }
 
 /// What reading a segment gave.
@@ -69,6 +75,15 @@ pub struct Read {
     pub torn: u64,
     /// Damage that is no torn tail.
     pub damage: Option<String>,
+}
+
+/// Why a record is none.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Bad {
+    #[error("{0}")]
+    Content(&'static str),
+    #[error("it cannot be read: {0}")]
+    Unreadable(std::io::Error),
 }
 
 impl Segment {
@@ -93,12 +108,21 @@ impl Segment {
         file.set_len(0).map_err(io)?;
         file.write_at(0, &[&header]).map_err(io)?;
         file.sync().map_err(io)?;
-        medium.sync_folder("journal").map_err(io)?;
+        if !planted::is(Bug::NoFolderSync) {
+            medium.sync_folder("journal").map_err(io)?;
+        }
         Ok(Self { number, file: file.into(), end: HEADER_BYTES })
     }
 
     /// The bytes that go before an envelope of this length at `position`.
-    pub fn record_header(&self, position: u64, envelope: &Envelope) -> [u8; RECORD_BYTES as usize] {
+    ///
+    /// `group`: where the first record stands that is synced together with this one.
+    pub fn record_header(
+        &self,
+        position: u64,
+        group: u64,
+        envelope: &Envelope,
+    ) -> [u8; RECORD_BYTES as usize] {
         let mut header = [0; RECORD_BYTES as usize];
         header[..4].copy_from_slice(RECORD_MAGIC);
         header[4..8].copy_from_slice(&(envelope.len() as u32).to_le_bytes());
@@ -106,6 +130,7 @@ impl Segment {
         header[16..24].copy_from_slice(&self.number.to_le_bytes());
         header[24..32].copy_from_slice(&envelope.head.identity.number.0.to_le_bytes());
         header[32..40].copy_from_slice(&envelope.head.identity.epoch.0.to_le_bytes());
+        header[40..48].copy_from_slice(&group.to_le_bytes());
         let sum = xxh3_64(&header[..56]);
         header[56..].copy_from_slice(&sum.to_le_bytes());
         header
@@ -124,7 +149,11 @@ impl Segment {
         let file: Arc<dyn MediumFile> = medium.open(&name, false).map_err(io)?.into();
         let length = file.len().map_err(io)?;
         let mut segment = Self { number, file, end: HEADER_BYTES };
-        if let Err(reason) = segment.check_header(machine, length) {
+        let mut header = [0; HEADER_BYTES as usize];
+        if length >= HEADER_BYTES {
+            segment.file.read_at(0, &mut header).map_err(io)?;
+        }
+        if let Err(reason) = segment.check_header(machine, length, &header) {
             // A header that never became durable belongs to a segment that holds nothing.
             let torn = payloads && length <= HEADER_BYTES;
             let damage = (!torn).then_some(reason);
@@ -140,7 +169,10 @@ impl Segment {
                     records.push(found);
                 }
                 Err(reason) => {
-                    if !payloads || segment.another_follows(segment.end, length) {
+                    if !payloads
+                        || matches!(reason, Bad::Unreadable(_))
+                        || segment.another_follows(segment.end, length)
+                    {
                         damage = Some(format!("segment {number} at {}: {reason}", segment.end));
                     }
                     break;
@@ -151,9 +183,30 @@ impl Segment {
         Ok(Read { segment, records, torn, damage })
     }
 
-    fn check_header(&self, machine: MachineId, length: u64) -> Result<(), String> {
-        let mut header = [0; HEADER_BYTES as usize];
-        if length < HEADER_BYTES || self.file.read_at(0, &mut header).is_err() {
+    /// Writes the last group once more, as it is; with the header where it is the first one.
+    pub(crate) fn write_again(&self, last: Option<&Found>) -> std::io::Result<()> {
+        let mut at = match last.map(|last| last.group) {
+            None | Some(HEADER_BYTES) => 0,
+            // Not told: it was written by an older version.
+            Some(0) => self.end,
+            Some(group) => group,
+        };
+        while at < self.end {
+            let mut bytes = vec![0; (self.end - at).min(1 << 20) as usize];
+            self.file.read_at(at, &mut bytes)?;
+            self.file.write_at(at, &[&bytes])?;
+            at += bytes.len() as u64;
+        }
+        Ok(())
+    }
+
+    fn check_header(
+        &self,
+        machine: MachineId,
+        length: u64,
+        header: &[u8; HEADER_BYTES as usize],
+    ) -> Result<(), String> {
+        if length < HEADER_BYTES {
             return Err(format!("segment {}: it is cut inside its header", self.number));
         }
         let sum = u64::from_le_bytes(header[56..].try_into().unwrap_or_default());
@@ -173,55 +226,60 @@ impl Segment {
         Err(format!("segment {}: {reason}", self.number))
     }
 
-    pub(crate) fn read_record(&self, at: u64, end: u64, payload: bool) -> Result<Found, &'static str> {
+    pub(crate) fn read_record(&self, at: u64, end: u64, payload: bool) -> Result<Found, Bad> {
         let mut bytes = [0; RECORD_BYTES as usize + ENVELOPE_BYTES];
-        if end - at < bytes.len() as u64 || self.file.read_at(at, &mut bytes).is_err() {
-            return Err("cut record");
+        if end - at < bytes.len() as u64 {
+            return Err(Bad::Content("cut record"));
         }
+        self.file.read_at(at, &mut bytes).map_err(Bad::Unreadable)?;
         let (record, prefix) = bytes.split_at(RECORD_BYTES as usize);
         let long = |at: usize| u64::from_le_bytes(record[at..at + 8].try_into().unwrap_or_default());
         if &record[..4] != RECORD_MAGIC || xxh3_64(&record[..56]) != long(56) {
-            return Err("bad record header");
+            return Err(Bad::Content("bad record header"));
         }
         if long(8) != at || long(16) != self.number {
-            return Err("a record of another place");
+            return Err(Bad::Content("a record of another place"));
         }
         let length = u32::from_le_bytes([record[4], record[5], record[6], record[7]]);
         let start = at + RECORD_BYTES;
         if length as usize > ENVELOPE_BYTES_MAX || end - start < u64::from(length) {
-            return Err("cut envelope");
+            return Err(Bad::Content("cut envelope"));
         }
-        let prefix: &[u8; ENVELOPE_BYTES] = prefix.try_into().map_err(|_| "bad envelope")?;
-        let prefix = EnvelopePrefix::decode(prefix).map_err(|_| "bad envelope")?;
+        let prefix: &[u8; ENVELOPE_BYTES] = prefix.try_into().map_err(|_| Bad::Content("bad envelope"))?;
+        let prefix = EnvelopePrefix::decode(prefix).map_err(|_| Bad::Content("bad envelope"))?;
         if ENVELOPE_BYTES + prefix.body_len() != length as usize {
-            return Err("an envelope of another length");
+            return Err(Bad::Content("an envelope of another length"));
         }
         let read = if payload { prefix.body_len() } else { prefix.head_len };
         let mut body = vec![0; read];
-        self.file.read_at(start + ENVELOPE_BYTES as u64, &mut body).map_err(|_| "unreadable envelope")?;
+        self.file.read_at(start + ENVELOPE_BYTES as u64, &mut body).map_err(Bad::Unreadable)?;
         let head = if payload {
-            prefix.open(body.into()).map_err(|_| "bad envelope")?.head
+            prefix.open(body.into()).map_err(|_| Bad::Content("bad envelope"))?.head
         } else {
-            FrameHead::decode(&body.into()).map_err(|_| "bad frame head")?
+            FrameHead::decode(&body.into()).map_err(|_| Bad::Content("bad frame head"))?
         };
         if head.identity.number.0 != long(24) {
-            return Err("a frame of another number");
+            return Err(Bad::Content("a frame of another number"));
         }
-        Ok(Found { at: start, length, head })
+        Ok(Found { at: start, length, head, group: long(40) })
     }
 
-    /// Whether a whole good record stands anywhere after `from`: then what is bad there is no torn tail.
+    /// Whether a whole good record of a later group stands anywhere after `from`: then what is bad there is no
+    /// torn tail.
     fn another_follows(&self, from: u64, end: u64) -> bool {
         const WINDOW: usize = 1 << 20;
         let mut at = from + 1;
         while at + RECORD_BYTES <= end {
             let mut window = vec![0; WINDOW.min((end - at) as usize)];
             if self.file.read_at(at, &mut window).is_err() {
-                return false;
+                // Who knows: nothing is cut.
+                return true;
             }
             let hits = window.windows(4).enumerate().filter(|(_, bytes)| *bytes == RECORD_MAGIC);
             for (skip, _) in hits {
-                if self.read_record(at + skip as u64, end, true).is_ok() {
+                if let Ok(found) = self.read_record(at + skip as u64, end, true)
+                    && (found.group == 0 || found.group > from)
+                {
                     return true;
                 }
             }

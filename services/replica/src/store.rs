@@ -14,7 +14,8 @@ use crate::cache::{Cache, Owner};
 use crate::manifest::{self, DiskSpec, FORMAT, Manifest};
 use crate::marks::{Mark, Marks, Proofs};
 use crate::medium::{Medium, MediumFile};
-use crate::overlay::Overlay;
+use crate::overlay::{COMPACT_BYTES, Laid, Overlay};
+use crate::planted::{self, Bug};
 use crate::read::open_envelope;
 use crate::segment::{self, RECORD_BYTES, SEGMENT_BYTES, Segment};
 use crate::view::View;
@@ -26,7 +27,7 @@ use continuum_model::time::Timestamp;
 use continuum_model::units::{DiskIndex, Epoch, FrameNumber, Sequence};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 
 /// The index lists its entries by regions of this many bytes of a disk.
 pub(crate) const MAP_BYTES: u64 = 8 << 20;
@@ -283,6 +284,7 @@ pub(crate) struct Core {
     /// One fold at a time; true: one failed half-way.
     pub(crate) folding: Mutex<bool>,
     leases: Mutex<Leases>,
+    overlays: Mutex<Vec<Weak<Laid>>>,
     ingest: Mutex<Ingest>,
     index: RwLock<Index>,
     pub(crate) base: RwLock<Base>,
@@ -315,6 +317,8 @@ impl Store {
         for folder in ["journal", "base", "views"] {
             medium.make_folder(folder).map_err(|error| ReplicaError::io(folder, error))?;
         }
+        // What an earlier process renamed is seen, and durable only from here on.
+        medium.sync_folder("").map_err(|error| ReplicaError::io("the store's folder", error))?;
         let found: Option<Manifest> = manifest::read(&*medium, "manifest")?;
         let manifest = match found {
             Some(manifest) => {
@@ -333,6 +337,17 @@ impl Store {
                 manifest
             }
             None => {
+                // A manifest is made before anything else is: where there is something, it was lost.
+                let left = medium.list("journal").and_then(|mut names| {
+                    names.extend(medium.list("base")?);
+                    Ok(names)
+                });
+                if !left.map_err(|error| ReplicaError::io("journal", error))?.is_empty() {
+                    return Err(ReplicaError::Damaged {
+                        file: "manifest".into(),
+                        reason: "it is missing, and there is a journal or a base without it".into(),
+                    });
+                }
                 let manifest = Manifest {
                     format: FORMAT,
                     machine,
@@ -359,6 +374,7 @@ impl Store {
             disks: disks.to_vec(),
             folding: Mutex::new(false),
             leases: Mutex::default(),
+            overlays: Mutex::default(),
             ingest: Mutex::new(ingest),
             index: RwLock::new(index),
             base: RwLock::new(base),
@@ -408,7 +424,7 @@ impl Store {
             if identity.machine != core.machine {
                 return Err(ReplicaError::WrongMachine { expected: core.machine, got: identity.machine });
             }
-            if identity.epoch < epoch {
+            if identity.epoch < epoch && !planted::is(Bug::OldEpochTaken) {
                 return Err(ReplicaError::EpochSuperseded { got: identity.epoch, current: epoch });
             }
             if identity.epoch > epoch {
@@ -418,10 +434,10 @@ impl Store {
                 last.duplicates += 1;
                 continue;
             }
-            if identity.number != last.number.next() {
+            if identity.number != last.number.next() && !planted::is(Bug::GapTaken) {
                 return Err(ReplicaError::Gap { last: last.number, got: identity.number });
             }
-            if identity.previous != last.digest
+            if (identity.previous != last.digest && !planted::is(Bug::GapTaken))
                 || envelope.head.first_sequence <= last.sequence
                 || envelope.head.first_time <= last.newest
             {
@@ -546,7 +562,9 @@ impl Store {
                     (run.to, broken.filter(|_| *at > run.to.1).map(|end| (run.to.1, end)))
                 } else {
                     let entry = index.entries.partition_point(|entry| entry.time <= *at);
-                    let entry = entry.checked_sub(1).and_then(|entry| index.entries.get(entry));
+                    let entry = (entry + usize::from(planted::is(Bug::OneTooFar)))
+                        .checked_sub(1)
+                        .and_then(|entry| index.entries.get(entry));
                     (
                         entry
                             .filter(|entry| entry.time >= run.from.1)
@@ -598,7 +616,22 @@ impl Store {
 
     /// Opens an overlay on a view, or again the one that this id had.
     pub fn open_overlay(&self, view: View, id: ViewId) -> Result<Overlay, ReplicaError> {
-        Overlay::open(&*self.core.medium, view, id)
+        let overlay = Overlay::open(self.core.medium.clone(), view, id)?;
+        let mut overlays = self.core.overlays.lock().unwrap_or_else(PoisonError::into_inner);
+        overlays.retain(|laid| laid.strong_count() > 0);
+        overlays.push(Arc::downgrade(overlay.laid()));
+        drop(overlays);
+        Ok(overlay)
+    }
+
+    /// Keeps the logs of open overlays short. For a background task: what it does may take as long as
+    /// reading and writing what a machine wrote, and nothing waits for it.
+    pub fn tend_overlays(&self) -> Result<(), ReplicaError> {
+        let overlays = self.core.overlays.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for laid in overlays.iter().filter_map(Weak::upgrade) {
+            laid.compact(COMPACT_BYTES)?;
+        }
+        Ok(())
     }
 
     /// Removes an overlay's file. One that is not there is fine.
@@ -701,7 +734,7 @@ impl Core {
         let mut headers = Vec::with_capacity(frames.len());
         let mut end = start;
         for (envelope, _) in frames {
-            headers.push((active.record_header(end, envelope), envelope.prefix()));
+            headers.push((active.record_header(end, start, envelope), envelope.prefix()));
             let at = end + RECORD_BYTES;
             end = at + envelope.len() as u64;
             places.push((active.number, active.file.clone(), at, end));
@@ -714,7 +747,11 @@ impl Core {
         active.file.write_at(start, &parts).map_err(io)?;
         // Durable before acknowledged: the acknowledgement clears the source's change map, and nothing else
         // remembers these writes.
-        active.file.sync().map_err(io)?;
+        if !planted::is(Bug::AckBeforeSync) {
+            let again = |_| active.file.sync();
+            let synced = active.file.sync();
+            if planted::is(Bug::SyncTriedAgain) { synced.or_else(again) } else { synced }.map_err(io)?;
+        }
         active.end = end;
         Ok(places)
     }
@@ -734,7 +771,7 @@ impl Index {
         for row in &head.rows {
             let legal = self.legality.after_row(row);
             let place = (row.sequence, row.time);
-            if legal {
+            if legal || planted::is(Bug::RepairOffered) {
                 match self.runs.back_mut() {
                     Some(run) if run.to.0.next() == row.sequence => run.to = place,
                     _ => self.runs.push_back(LegalRun { from: place, to: place }),
@@ -865,6 +902,8 @@ fn replay(
         index.runs.push_back(LegalRun { from: place, to: place });
         index.legality = Legality::legal();
     }
+    // The last process may have died between making a segment and syncing its entry.
+    medium.sync_folder("journal").map_err(|error| ReplicaError::io("journal", error))?;
     let names = medium.list("journal").map_err(|error| ReplicaError::io("journal", error))?;
     let mut numbers: Vec<u64> = names.iter().filter_map(|name| name.parse().ok()).collect();
     numbers.sort_unstable();
@@ -925,23 +964,28 @@ fn replay(
             break;
         }
         if is_newest {
+            let io = |error| ReplicaError::io(&segment::file_name(number), error);
             if read.torn > 0 {
                 findings.push(format!(
                     "segment {number}: {} bytes of an unacknowledged tail were cut",
                     read.torn
                 ));
-                let io = |error| ReplicaError::io(&segment::file_name(number), error);
-                if read.segment.end == 0 {
-                    medium.remove(&segment::file_name(number)).map_err(io)?;
-                    index.segments.remove(&number);
-                    continue;
-                }
-                read.segment.file.set_len(read.segment.end).map_err(io)?;
-                read.segment.file.sync().map_err(io)?;
-            } else if let Err(error) = read.segment.file.sync() {
-                // A tail that another process wrote and never synced must be durable before it counts.
-                return Err(ReplicaError::io(&segment::file_name(number), error));
             }
+            if read.segment.end == 0 {
+                // Not even its header became durable: nothing may be written behind a header that is not there.
+                medium.remove(&segment::file_name(number)).map_err(io)?;
+                index.segments.remove(&number);
+                continue;
+            }
+            if read.torn > 0 {
+                read.segment.file.set_len(read.segment.end).map_err(io)?;
+            }
+            // The last group may have been written by a process whose sync failed: it can be read, and no sync
+            // makes it durable any more. Written again, it does.
+            if !planted::is(Bug::TailNotWritten) {
+                read.segment.write_again(read.records.last()).map_err(io)?;
+            }
+            read.segment.file.sync().map_err(io)?;
             active = Some(read.segment);
         }
     }
