@@ -182,7 +182,7 @@ impl Base {
             return Ok(None);
         };
         // The process that wrote it may have died over its sync: durable before the base is touched.
-        write_redo(medium, to, &blocks)?;
+        write_redo_again(medium).map_err(|error| ReplicaError::io(REDO, error))?;
         self.write(&blocks)?;
         self.sync()?;
         Ok(Some(to))
@@ -232,6 +232,16 @@ pub fn write_redo(medium: &dyn Medium, to: Sequence, blocks: &Blocks) -> Result<
         medium.sync_folder("base")
     };
     write().map_err(|error| ReplicaError::io(REDO, error))
+}
+
+/// Writes a redo over itself. It is never shorter on the way: it may be all that knows what the base should be.
+fn write_redo_again(medium: &dyn Medium) -> std::io::Result<()> {
+    let file = medium.open(REDO, false)?;
+    let mut bytes = vec![0; file.len()? as usize];
+    file.read_at(0, &mut bytes)?;
+    file.write_at(0, &[&bytes])?;
+    file.sync()?;
+    medium.sync_folder("base")
 }
 
 fn read_redo(medium: &dyn Medium, disks: &[Image]) -> Result<Option<(Sequence, Blocks)>, ReplicaError> {
