@@ -105,6 +105,21 @@ impl Base {
         self.read_blocks(disk, block, out)
     }
 
+    /// Checks a block, and that what is told as zeroes is a hole. Returns whether it is.
+    pub fn verify(&self, disk: DiskIndex, block: u64, content: &mut Vec<u8>) -> Result<bool, ReplicaError> {
+        let mut sum = [0];
+        self.sums(disk, block, &mut sum)?;
+        self.read_block(disk, block, content)?;
+        if sum != [0] {
+            return Ok(false);
+        }
+        let (_, image, _) = self.disk(disk)?;
+        image
+            .read_at(block * REGION_BYTES, content)
+            .map_err(|error| ReplicaError::io(&format!("base/{disk}.img"), error))?;
+        if is_zero(content) { Ok(true) } else { Err(damaged_block(disk, block)) }
+    }
+
     /// Reads and verifies whole blocks from `first` on; only the last of a disk may be shorter.
     /// What lies together is read at once, straight into `out`.
     pub fn read_blocks(&self, disk: DiskIndex, first: u64, out: &mut [u8]) -> Result<(), ReplicaError> {
@@ -201,7 +216,9 @@ fn damaged_block(disk: DiskIndex, block: u64) -> ReplicaError {
     let start = block * REGION_BYTES;
     ReplicaError::Damaged {
         file: format!("base/{disk}.img"),
-        reason: format!("block {block} (bytes {start} and on) does not match its checksum"),
+        reason: format!(
+            "block {block} (bytes {start} and on) does not match its checksum in base/{disk}.sum"
+        ),
     }
 }
 

@@ -8,11 +8,13 @@
 //! - [`cache`]: what was read and verified, in memory, bounded; `read`: from files to content
 //! - `fold`: the oldest history becomes part of the base
 //! - [`view`]: a disk as of a position; [`overlay`]: what is written on top of one
+//! - [`scrub`]: reading everything before somebody needs it
 //! - [`marks`]: pins and proofs of points; [`manifest`]: what the store is and how far it is folded
 //!
 //! ```text
 //! <store>/manifest          what this store is: replaced atomically
 //! <store>/marks             pins and proofs: replaced atomically
+//! <store>/scrub             how far the scrub is, and what it found
 //! <store>/lock              held by the one process that has it open
 //! <store>/journal/00000001  segments, in order
 //! <store>/base/0.img .sum   the oldest retained state of disk 0
@@ -36,6 +38,7 @@ pub mod medium;
 pub mod overlay;
 mod planted;
 mod read;
+pub mod scrub;
 pub mod segment;
 pub mod store;
 pub mod view;
@@ -44,5 +47,6 @@ pub use cache::Cache;
 pub use manifest::DiskSpec;
 pub use medium::{Folder, Medium};
 pub use overlay::Overlay;
+pub use scrub::{Affects, Finding, Scrubbed};
 pub use store::{Appended, PointInfo, ReplicaError, Resolved, State, Store};
 pub use view::View;

@@ -17,6 +17,7 @@ use crate::medium::{Medium, MediumFile};
 use crate::overlay::{COMPACT_BYTES, Laid, Overlay};
 use crate::planted::{self, Bug};
 use crate::read::open_envelope;
+use crate::scrub::{Finding, Progress};
 use crate::segment::{self, RECORD_BYTES, SEGMENT_BYTES, Segment};
 use crate::view::View;
 use continuum_model::feed::frame::{Row, RowKind};
@@ -172,6 +173,8 @@ pub struct State {
     pub newest_app: Option<Timestamp>,
     /// Why it takes no frames.
     pub damage: Option<String>,
+    /// What the scrub found, and did not find mended since.
+    pub findings: Vec<Finding>,
 }
 
 /// A listed point.
@@ -279,12 +282,13 @@ impl Leases {
 pub(crate) struct Core {
     pub(crate) id: Owner,
     pub(crate) medium: Arc<dyn Medium>,
-    machine: MachineId,
+    pub(crate) machine: MachineId,
     pub(crate) disks: Vec<DiskSpec>,
     /// One fold at a time; true: one failed half-way.
     pub(crate) folding: Mutex<bool>,
     leases: Mutex<Leases>,
     overlays: Mutex<Vec<Weak<Laid>>>,
+    pub(crate) scrub: Mutex<Progress>,
     ingest: Mutex<Ingest>,
     index: RwLock<Index>,
     pub(crate) base: RwLock<Base>,
@@ -367,6 +371,7 @@ impl Store {
         let marks = manifest::read(&*medium, "marks")?.unwrap_or_default();
         let mut findings = Vec::new();
         let (index, ingest) = replay(&*medium, manifest, marks, &base, &mut findings)?;
+        let scrub = Progress::read(&*medium);
         let core = Core {
             id: Owner::new(),
             medium,
@@ -375,6 +380,7 @@ impl Store {
             folding: Mutex::new(false),
             leases: Mutex::default(),
             overlays: Mutex::default(),
+            scrub: Mutex::new(scrub),
             ingest: Mutex::new(ingest),
             index: RwLock::new(index),
             base: RwLock::new(base),
@@ -475,6 +481,7 @@ impl Store {
 
     /// How it is.
     pub fn state(&self) -> State {
+        let findings = self.core.scrub.lock().unwrap_or_else(PoisonError::into_inner).found();
         let index = self.core.index();
         let newest_app =
             index.points.values().rev().find(|point| point.kind == PointKind::App).map(|point| point.time);
@@ -487,6 +494,7 @@ impl Store {
             points: index.points.len(),
             newest_app,
             damage: index.damage.clone(),
+            findings,
         }
     }
 
@@ -627,8 +635,7 @@ impl Store {
     /// Keeps the logs of open overlays short. For a background task: what it does may take as long as
     /// reading and writing what a machine wrote, and nothing waits for it.
     pub fn tend_overlays(&self) -> Result<(), ReplicaError> {
-        let overlays = self.core.overlays.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        for laid in overlays.iter().filter_map(Weak::upgrade) {
+        for laid in self.core.overlays() {
             laid.compact(COMPACT_BYTES)?;
         }
         Ok(())
@@ -675,6 +682,11 @@ impl Store {
 impl Core {
     pub(crate) fn leases(&self) -> MutexGuard<'_, Leases> {
         self.leases.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+    /// Overlays that are open.
+    pub(crate) fn overlays(&self) -> Vec<Arc<Laid>> {
+        let overlays = self.overlays.lock().unwrap_or_else(PoisonError::into_inner);
+        overlays.iter().filter_map(Weak::upgrade).collect()
     }
     pub(crate) fn ingest(&self) -> MutexGuard<'_, Ingest> {
         self.ingest.lock().unwrap_or_else(PoisonError::into_inner)
