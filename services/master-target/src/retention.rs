@@ -20,17 +20,21 @@ const SCRUB_BYTES_MIN: u64 = 1 << 20;
 
 /// Goes on until `stop`. A replica for which something fails keeps what it has and says so; the others go on.
 pub async fn run(estate: Arc<Estate>, clock: Arc<dyn Clock>, stop: CancellationToken) {
+    let mut uptime = clock.uptime();
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(ROUND) => {}
         }
+        let passed = clock.uptime().saturating_sub(uptime);
+        uptime += passed;
         let replicas = estate.all();
         let share = Bytes((SCRUB_BYTES / replicas.len().max(1) as u64).max(SCRUB_BYTES_MIN));
         for replica in replicas {
             let Ok(store) = replica.store() else { continue };
             let now = clock.wall();
-            if let Err(error) = tokio::task::spawn_blocking(move || tend(&replica, &store, now, share)).await
+            if let Err(error) =
+                tokio::task::spawn_blocking(move || tend(&replica, &store, (now, passed), share)).await
             {
                 tracing::error!(%error, "the upkeep of a replica died");
             }
@@ -38,10 +42,13 @@ pub async fn run(estate: Arc<Estate>, clock: Arc<dyn Clock>, stop: CancellationT
     }
 }
 
-fn tend(replica: &Replica, store: &Store, now: Timestamp, share: Bytes) {
+fn tend(replica: &Replica, store: &Store, (now, passed): (Timestamp, Duration), share: Bytes) {
     let assigned = replica.assigned();
     let machine = assigned.machine;
     let failed = |what: &str, error: &ReplicaError| tracing::error!(%machine, %error, "{what}");
+    if let Err(error) = store.pass_time(now, passed) {
+        failed("the time that this replica was kept could not be put on record: locks hold longer", &error);
+    }
     let until = assigned.policy.oldest_promised(now);
     if let Err(error) = store.fold(until, assigned.policy.history_bytes_max) {
         failed("history could not be folded: it stays as it is and takes more space", &error);

@@ -239,7 +239,7 @@ impl Slice<'_> {
         let read = Segment { number, file, end };
         if at == 0 {
             if let Err(reason) = read.verify_header(core.machine) {
-                let affects = self.from_frame(number, 0);
+                let affects = self.all_after(number, 0);
                 self.find(&name, 0, reason, affects);
             }
             self.looked_at(HEADER_BYTES);
@@ -270,9 +270,9 @@ impl Slice<'_> {
                 drop(index);
                 let affects = match known {
                     // Heads are needed to open the store: what comes after it is lost with it then.
-                    Some(_) if !reason.1 => self.from_frame(number, at),
+                    Some(_) if !reason.1 => self.all_after(number, at),
                     Some(frame) => self.needs_frame(frame),
-                    None => self.from_frame(number, at),
+                    None => self.all_after(number, at),
                 };
                 self.find(&name, at, reason.0, affects);
                 next
@@ -283,7 +283,7 @@ impl Slice<'_> {
     }
 
     /// Everything from a frame on: without its head what follows is not read at the next start.
-    fn from_frame(&self, segment: u64, at: u64) -> Affects {
+    fn all_after(&self, segment: u64, at: u64) -> Affects {
         let index = self.core.index();
         let from = index.frames.iter().find(|frame| (frame.segment, frame.at) >= (segment, at));
         let Some(frame) = from else { return Affects::Nothing };

@@ -7,7 +7,7 @@ mod source;
 
 use continuum_model::id::{PointId, ViewId};
 use continuum_model::time::Timestamp;
-use continuum_model::units::{DiskIndex, Sequence};
+use continuum_model::units::{Bytes, DiskIndex, Sequence};
 use continuum_replica::medium::{Fault, MediumFile, Simulated};
 use continuum_replica::{Folder, Medium, ReplicaError, Store};
 use rand::{Rng, SeedableRng};
@@ -28,10 +28,12 @@ enum Act {
     Mark,
     Overlay,
     Compact,
+    Scrub,
     Start,
 }
 
-const ACTS: [Act; 6] = [Act::Append, Act::Fold, Act::Mark, Act::Overlay, Act::Compact, Act::Start];
+const ACTS: [Act; 7] =
+    [Act::Append, Act::Fold, Act::Mark, Act::Overlay, Act::Compact, Act::Scrub, Act::Start];
 
 impl Act {
     fn calls_min(self) -> u64 {
@@ -93,6 +95,7 @@ impl Scene {
                 overlay.flush()?;
                 self.flushed.clone_from(&self.written);
             }
+            Act::Scrub => while !store.scrub(Bytes(100_000))?.round_done {},
             Act::Start => {}
         }
         Ok(())
