@@ -12,7 +12,7 @@ use continuum_model::units::{Epoch, Sequence};
 use continuum_model::world::{Clock, SystemClock};
 use continuum_proto::v1 as pb;
 use continuum_replica::marks::Proofs;
-use continuum_replica::{PointInfo, Store};
+use continuum_replica::{Affects, Finding, PointInfo, State, Store};
 use continuum_wire::channel;
 use continuum_wire::grpc;
 use continuum_wire::session::{self, Handler, Progress};
@@ -144,7 +144,7 @@ impl Target {
             base_bytes: 0,
             points: u32::try_from(state.points).unwrap_or(u32::MAX),
             new_points: new_points.iter().map(point_to_proto).collect(),
-            fault: state.damage.map(|reason| grpc::fault_to_proto(&fault("replica.damaged", reason))),
+            fault: damage(&state).map(|fault| grpc::fault_to_proto(&fault)),
             journal_bytes_per_sec: 0,
         }
     }
@@ -257,6 +257,28 @@ impl Target {
     fn store(&self, machine: &str) -> Result<Arc<Store>, Fault> {
         self.estate.replica(parse(machine, "machine")?)?.store()
     }
+}
+
+/// What is wrong with what is stored, as the vault is told.
+fn damage(state: &State) -> Option<Fault> {
+    if let Some(reason) = &state.damage {
+        return Some(fault("replica.damaged", reason));
+    }
+    let serious = |finding: &&Finding| finding.affects != Affects::Nothing;
+    let first = state.findings.iter().find(serious)?;
+    let more = match state.findings.iter().filter(serious).count() - 1 {
+        0 => String::new(),
+        more => format!(" (and {more} more places)"),
+    };
+    Some(
+        fault("replica.damaged", format!("the scrub found damage: {first}{more}"))
+            .affects("the moments that are named")
+            .spares("other moments, other replicas, and replication, which goes on")
+            .remedy(
+                "bring up another moment; see to the disk of the master target; \
+                 protect the machine anew where later moments are named",
+            ),
+    )
 }
 
 fn parse<T: std::str::FromStr>(text: &str, what: &str) -> Result<T, Fault>

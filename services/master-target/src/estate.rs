@@ -172,6 +172,19 @@ impl Estate {
     /// Deletes a replica with its history. Idempotent.
     pub fn remove(&self, machine: MachineId) -> Result<String, Fault> {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(Ok(store)) = inner.replicas.get(&machine).map(|replica| replica.store())
+            && let Some(last) =
+                store.locked().iter().filter_map(|point| point.mark.lock).map(|lock| lock.until).max()
+        {
+            return Err(Fault::new(
+                FaultClass::Refused,
+                "replica.locked",
+                format!("the replica of machine {machine} has points that are locked until {last} at least"),
+            )
+            .affects("this removal")
+            .spares("the replica, of which nothing was touched")
+            .remedy("wait until the locks have ended, and order the removal again"));
+        }
         inner.replicas.remove(&machine);
         let dir = self.store_dir(machine);
         match std::fs::remove_dir_all(&dir) {

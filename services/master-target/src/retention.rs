@@ -1,35 +1,67 @@
-//! History is folded into the base by policy, a bounded slice at a time, while everything else goes on.
+//! What is done for every replica in the background, a bounded slice at a time, while everything else goes on:
+//! history is folded into the base by policy, the logs of overlays are kept short, and everything that is stored is
+//! read again and again before somebody needs it.
 
-use crate::estate::Estate;
+use crate::estate::{Estate, Replica};
+use continuum_model::time::Timestamp;
+use continuum_model::units::Bytes;
 use continuum_model::world::Clock;
+use continuum_replica::{ReplicaError, Store};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 /// Pause between rounds. A round does at most one slice for each replica.
 const ROUND: Duration = Duration::from_secs(5);
+/// What the scrub of all replicas together may read in a round: about 13 MB/s, so that it is hardly felt.
+const SCRUB_BYTES: u64 = 64 << 20;
+/// The least that one replica gets of it.
+const SCRUB_BYTES_MIN: u64 = 1 << 20;
 
-/// Folds until `stop`. A replica whose fold fails keeps its history and says so; the others go on.
+/// Goes on until `stop`. A replica for which something fails keeps what it has and says so; the others go on.
 pub async fn run(estate: Arc<Estate>, clock: Arc<dyn Clock>, stop: CancellationToken) {
+    let mut uptime = clock.uptime();
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(ROUND) => {}
         }
-        for replica in estate.all() {
+        let passed = clock.uptime().saturating_sub(uptime);
+        uptime += passed;
+        let replicas = estate.all();
+        let share = Bytes((SCRUB_BYTES / replicas.len().max(1) as u64).max(SCRUB_BYTES_MIN));
+        for replica in replicas {
             let Ok(store) = replica.store() else { continue };
-            let policy = replica.assigned().policy;
-            let until = policy.oldest_promised(clock.wall());
-            let folded =
-                tokio::task::spawn_blocking(move || store.fold(until, policy.history_bytes_max)).await;
-            match folded {
-                Ok(Ok(_)) => {}
-                Ok(Err(error)) => tracing::error!(
-                    machine = %replica.assigned().machine, %error,
-                    "history could not be folded: it stays as it is and takes more space"
-                ),
-                Err(error) => tracing::error!(%error, "the fold died"),
+            let now = clock.wall();
+            if let Err(error) =
+                tokio::task::spawn_blocking(move || tend(&replica, &store, (now, passed), share)).await
+            {
+                tracing::error!(%error, "the upkeep of a replica died");
             }
         }
+    }
+}
+
+fn tend(replica: &Replica, store: &Store, (now, passed): (Timestamp, Duration), share: Bytes) {
+    let assigned = replica.assigned();
+    let machine = assigned.machine;
+    let failed = |what: &str, error: &ReplicaError| tracing::error!(%machine, %error, "{what}");
+    if let Err(error) = store.pass_time(now, passed) {
+        failed("the time that this replica was kept could not be put on record: locks hold longer", &error);
+    }
+    let until = assigned.policy.oldest_promised(now);
+    if let Err(error) = store.fold(until, assigned.policy.history_bytes_max) {
+        failed("history could not be folded: it stays as it is and takes more space", &error);
+    }
+    if let Err(error) = store.tend_overlays() {
+        failed("the log of a machine that was brought up could not be shortened", &error);
+    }
+    match store.scrub(share) {
+        Ok(scrubbed) => {
+            for finding in scrubbed.found {
+                tracing::error!(%machine, "the scrub found damage: {finding}");
+            }
+        }
+        Err(error) => failed("the scrub could not note where it is: it begins anew after a restart", &error),
     }
 }

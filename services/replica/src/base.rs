@@ -113,6 +113,21 @@ impl Base {
         self.read_blocks(disk, block, out)
     }
 
+    /// Checks a block, and that what is told as zeroes is a hole. Returns whether it is.
+    pub fn verify(&self, disk: DiskIndex, block: u64, content: &mut Vec<u8>) -> Result<bool, ReplicaError> {
+        let mut sum = [0];
+        self.sums(disk, block, &mut sum)?;
+        self.read_block(disk, block, content)?;
+        if sum != [0] {
+            return Ok(false);
+        }
+        let (_, image, _) = self.disk(disk)?;
+        image
+            .read_at(block * REGION_BYTES, content)
+            .map_err(|error| ReplicaError::io(&format!("base/{disk}.img"), error))?;
+        if is_zero(content) { Ok(true) } else { Err(damaged_block(disk, block)) }
+    }
+
     /// Reads and verifies whole blocks from `first` on; only the last of a disk may be shorter.
     /// What lies together is read at once, straight into `out`.
     pub fn read_blocks(&self, disk: DiskIndex, first: u64, out: &mut [u8]) -> Result<(), ReplicaError> {
@@ -190,7 +205,7 @@ impl Base {
             return Ok(None);
         };
         // The process that wrote it may have died over its sync: durable before the base is touched.
-        write_redo(medium, to, &blocks)?;
+        write_redo_again(medium).map_err(|error| ReplicaError::io(REDO, error))?;
         self.write(&blocks)?;
         self.sync()?;
         Ok(Some(to))
@@ -209,7 +224,9 @@ fn damaged_block(disk: DiskIndex, block: u64) -> ReplicaError {
     let start = block * REGION_BYTES;
     ReplicaError::Damaged {
         file: format!("base/{disk}.img"),
-        reason: format!("block {block} (bytes {start} and on) does not match its checksum"),
+        reason: format!(
+            "block {block} (bytes {start} and on) does not match its checksum in base/{disk}.sum"
+        ),
     }
 }
 
@@ -240,6 +257,16 @@ pub fn write_redo(medium: &dyn Medium, to: Sequence, blocks: &Blocks) -> Result<
         medium.sync_folder("base")
     };
     write().map_err(|error| ReplicaError::io(REDO, error))
+}
+
+/// Writes a redo over itself. It is never shorter on the way: it may be all that knows what the base should be.
+fn write_redo_again(medium: &dyn Medium) -> std::io::Result<()> {
+    let file = medium.open(REDO, false)?;
+    let mut bytes = vec![0; file.len()? as usize];
+    file.read_at(0, &mut bytes)?;
+    file.write_at(0, &[&bytes])?;
+    file.sync()?;
+    medium.sync_folder("base")
 }
 
 fn read_redo(medium: &dyn Medium, disks: &[Image]) -> Result<Option<(Sequence, Blocks)>, ReplicaError> {

@@ -15,6 +15,7 @@
 use crate::base::{self, Base, Blocks};
 use crate::cache::Key;
 use crate::manifest::{self, Manifest};
+use crate::marks::Mark;
 use crate::planted::{self, Bug};
 use crate::segment;
 use crate::store::{Core, FrameAt, ReplicaError, Store};
@@ -32,7 +33,7 @@ const FOLD_BYTES: u64 = 32 << 20;
 
 impl Store {
     /// Folds one slice of history older than `until` (or beyond `bytes_max`) into the base. Returns whether
-    /// there is more to do. Never below a pinned point or an open view, never the newest run.
+    /// there is more to do. Never below a pinned or locked point or an open view, never the newest run.
     ///
     /// Errors: [`ReplicaError::Poisoned`] where an earlier fold failed half-way.
     pub fn fold(&self, until: Timestamp, bytes_max: Option<Bytes>) -> Result<bool, ReplicaError> {
@@ -88,11 +89,9 @@ impl Core {
     ) -> Option<(FrameAt, bool)> {
         let index = self.index();
         let newest = index.runs.back()?;
-        let pinned = index
-            .points
-            .iter()
-            .find(|(_, point)| point.mark.pinned && !planted::is(Bug::PinIgnored))
-            .map(|(at, _)| *at);
+        let (now, open_seconds) = (index.now, index.marks.open_seconds);
+        let held = |mark: &Mark| mark.holds(now, open_seconds) && !planted::is(Bug::PinIgnored);
+        let pinned = index.points.iter().find(|(_, point)| held(&point.mark)).map(|(at, _)| *at);
         let mut excess = match bytes_max {
             Some(most) => index.segments.values().map(|(_, end)| *end).sum::<u64>().saturating_sub(most.0),
             None => 0,

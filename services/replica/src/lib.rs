@@ -11,11 +11,13 @@
 //! - [`bare`]: a store opened without its owner, [`snapshot`]: and without changing a byte of it
 //! - [`export`]: a moment written into a plain file
 //! - [`inspect`]: what a file or a folder is, and what of it is damaged
+//! - [`scrub`]: reading everything before somebody needs it
 //! - [`marks`]: pins and proofs of points; [`manifest`]: what the store is and how far it is folded
 //!
 //! ```text
 //! <store>/manifest          what this store is: replaced atomically
 //! <store>/marks             pins and proofs: replaced atomically
+//! <store>/scrub             how far the scrub is, and what it found
 //! <store>/lock              held by the one process that has it open
 //! <store>/journal/00000001  segments, in order
 //! <store>/base/0.img .sum   the oldest retained state of disk 0
@@ -42,6 +44,7 @@ pub mod medium;
 pub mod overlay;
 mod planted;
 mod read;
+pub mod scrub;
 pub mod segment;
 pub mod snapshot;
 pub mod store;
@@ -51,5 +54,6 @@ pub use cache::Cache;
 pub use manifest::DiskSpec;
 pub use medium::{Folder, Medium};
 pub use overlay::Overlay;
+pub use scrub::{Affects, Finding, Scrubbed};
 pub use store::{Appended, PointInfo, ReplicaError, Resolved, State, Store};
 pub use view::View;

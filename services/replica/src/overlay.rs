@@ -55,6 +55,8 @@ pub(crate) struct Laid {
     /// Taken before `log`.
     tail: Mutex<Tail>,
     compacting: Mutex<()>,
+    /// How far the scrub is in which file.
+    scrubbed: Mutex<Option<(Arc<dyn MediumFile>, u64)>>,
 }
 
 /// Where everything is.
@@ -125,6 +127,7 @@ impl Overlay {
             log: RwLock::new(log),
             tail: Mutex::new(tail),
             compacting: Mutex::default(),
+            scrubbed: Mutex::default(),
         };
         Ok(Self { laid: Arc::new(laid) })
     }
@@ -300,6 +303,49 @@ impl Laid {
             }
         }
         Ok(())
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Looks at the next records of the log, `bytes_max` of them or a little more. Returns how many bytes were
+    /// looked at, what is wrong and where, and whether the end was reached.
+    pub(crate) fn scrub(&self, bytes_max: u64) -> (u64, Option<(u64, String)>, bool) {
+        let (file, end) = {
+            let tail = self.tail();
+            (self.log().file.clone(), tail.end)
+        };
+        let mut scrubbed = self.scrubbed.lock().unwrap_or_else(PoisonError::into_inner);
+        // A log that was compacted is another one.
+        let start = match &*scrubbed {
+            Some((known, at)) if Arc::ptr_eq(known, &file) => *at,
+            _ => 0,
+        };
+        let log = Log::empty(&self.view, file);
+        let mut at = start;
+        let mut wrong = None;
+        while at < end && at - start < bytes_max {
+            at = match log.read_record(&self.view, at, end) {
+                Ok(Some(record)) => record.next,
+                Ok(None) => {
+                    wrong =
+                        Some((at, "no record stands there: machines on it cannot be started again".into()));
+                    end
+                }
+                Err(error) => {
+                    wrong = Some((at, format!("it cannot be read: {error}")));
+                    end
+                }
+            };
+        }
+        *scrubbed = Some((log.file, at));
+        (at - start, wrong, at >= end)
+    }
+
+    /// The next round begins at the beginning.
+    pub(crate) fn scrub_again(&self) {
+        *self.scrubbed.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// What counts of the log, and how long the log is.

@@ -183,6 +183,25 @@ impl Segment {
         Ok(Read { segment, records, torn, damage })
     }
 
+    /// Checks the header.
+    pub(crate) fn verify_header(&self, machine: MachineId) -> Result<(), String> {
+        let mut header = [0; HEADER_BYTES as usize];
+        self.file.read_at(0, &mut header).map_err(|error| Bad::Unreadable(error).to_string())?;
+        self.check_header(machine, self.end, &header)
+    }
+
+    /// Checks a record with its payload as it is stored. Returns the envelope and where the next record stands.
+    /// Errors: what is wrong, and whether its head is good all the same.
+    pub(crate) fn verify_record(&self, at: u64) -> Result<(Envelope, u64), (String, bool)> {
+        let found = self.read_record(at, self.end, false).map_err(|bad| (bad.to_string(), false))?;
+        let envelope = read_envelope(&*self.file, self.number, found.at, found.length).map_err(|error| {
+            use std::error::Error;
+            let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
+            (format!("{error}{cause}"), true)
+        })?;
+        Ok((envelope, found.at + u64::from(found.length)))
+    }
+
     /// Writes the last group once more, as it is; with the header where it is the first one.
     pub(crate) fn write_again(&self, last: Option<&Found>) -> std::io::Result<()> {
         let mut at = match last.map(|last| last.group) {

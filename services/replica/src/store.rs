@@ -12,11 +12,12 @@
 use crate::base::Base;
 use crate::cache::{Cache, Owner};
 use crate::manifest::{self, DiskSpec, FORMAT, Manifest};
-use crate::marks::{Mark, Marks, Proofs};
+use crate::marks::{Lock, Mark, Marks, Proofs};
 use crate::medium::{Medium, MediumFile};
 use crate::overlay::{COMPACT_BYTES, Laid, Overlay};
 use crate::planted::{self, Bug};
 use crate::read::open_envelope;
+use crate::scrub::{Finding, Progress};
 use crate::segment::{self, RECORD_BYTES, SEGMENT_BYTES, Segment};
 use crate::view::View;
 use continuum_model::feed::frame::{Row, RowKind};
@@ -28,7 +29,10 @@ use continuum_model::units::{DiskIndex, Epoch, FrameNumber, Sequence};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
+use std::time::Duration;
 
+/// How often the time that a store was open is put on record, where something is locked.
+const RECORD_TIME: Duration = Duration::from_secs(60);
 /// The index lists its entries by regions of this many bytes of a disk.
 pub(crate) const MAP_BYTES: u64 = 8 << 20;
 
@@ -172,6 +176,8 @@ pub struct State {
     pub newest_app: Option<Timestamp>,
     /// Why it takes no frames.
     pub damage: Option<String>,
+    /// What the scrub found, and did not find mended since.
+    pub findings: Vec<Finding>,
 }
 
 /// A listed point.
@@ -238,6 +244,10 @@ pub(crate) struct FrameAt {
 pub(crate) struct Index {
     pub(crate) manifest: Manifest,
     pub(crate) marks: Marks,
+    /// What the wall showed when time last passed.
+    pub(crate) now: Timestamp,
+    /// Open since time was last put on record.
+    unrecorded: Duration,
     pub(crate) frames: VecDeque<FrameAt>,
     pub(crate) entries: VecDeque<Entry>,
     /// Entries that were forgotten at the front: entry `n` ever stands at `n - forgotten`.
@@ -279,12 +289,13 @@ impl Leases {
 pub(crate) struct Core {
     pub(crate) id: Owner,
     pub(crate) medium: Arc<dyn Medium>,
-    machine: MachineId,
+    pub(crate) machine: MachineId,
     pub(crate) disks: Vec<DiskSpec>,
     /// One fold at a time; true: one failed half-way.
     pub(crate) folding: Mutex<bool>,
     leases: Mutex<Leases>,
     overlays: Mutex<Vec<Weak<Laid>>>,
+    pub(crate) scrub: Mutex<Progress>,
     ingest: Mutex<Ingest>,
     index: RwLock<Index>,
     pub(crate) base: RwLock<Base>,
@@ -367,6 +378,7 @@ impl Store {
         let marks = manifest::read(&*medium, "marks")?.unwrap_or_default();
         let mut findings = Vec::new();
         let (index, ingest) = replay(&*medium, manifest, marks, &base, &mut findings)?;
+        let scrub = Progress::read(&*medium);
         let core = Core {
             id: Owner::new(),
             medium,
@@ -375,6 +387,7 @@ impl Store {
             folding: Mutex::new(false),
             leases: Mutex::default(),
             overlays: Mutex::default(),
+            scrub: Mutex::new(scrub),
             ingest: Mutex::new(ingest),
             index: RwLock::new(index),
             base: RwLock::new(base),
@@ -475,6 +488,7 @@ impl Store {
 
     /// How it is.
     pub fn state(&self) -> State {
+        let findings = self.core.scrub.lock().unwrap_or_else(PoisonError::into_inner).found();
         let index = self.core.index();
         let newest_app =
             index.points.values().rev().find(|point| point.kind == PointKind::App).map(|point| point.time);
@@ -487,6 +501,7 @@ impl Store {
             points: index.points.len(),
             newest_app,
             damage: index.damage.clone(),
+            findings,
         }
     }
 
@@ -627,8 +642,7 @@ impl Store {
     /// Keeps the logs of open overlays short. For a background task: what it does may take as long as
     /// reading and writing what a machine wrote, and nothing waits for it.
     pub fn tend_overlays(&self) -> Result<(), ReplicaError> {
-        let overlays = self.core.overlays.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        for laid in overlays.iter().filter_map(Weak::upgrade) {
+        for laid in self.core.overlays() {
             laid.compact(COMPACT_BYTES)?;
         }
         Ok(())
@@ -639,8 +653,62 @@ impl Store {
         Overlay::remove(&*self.core.medium, id)
     }
 
-    /// Pins or unpins a point, or adds proofs to it.
+    /// Lets time pass: what the wall shows, and how long it is since this was called last, by a clock that never
+    /// jumps. Until the first call every lock holds.
+    pub fn pass_time(&self, now: Timestamp, passed: Duration) -> Result<(), ReplicaError> {
+        let mut index = self.core.index_mut();
+        index.now = now;
+        index.unrecorded += passed;
+        if index.unrecorded < RECORD_TIME || index.marks.points.values().all(|mark| mark.lock.is_none()) {
+            return Ok(());
+        }
+        let mut marks = index.marks.clone();
+        marks.open_seconds += index.unrecorded.as_secs();
+        manifest::replace(&*self.core.medium, "marks", &marks)?;
+        index.unrecorded = Duration::from_nanos(index.unrecorded.subsec_nanos().into());
+        index.marks = marks;
+        Ok(())
+    }
+
+    /// Locks a point for a span from now on: neither retention nor lack of space nor [`Store::mark`] lets it go until
+    /// the wall and the time that this store was open both say that it is over. A lock is only ever made longer.
+    pub fn lock(&self, id: PointId, span: Duration) -> Result<(), ReplicaError> {
+        let (now, open_seconds) = {
+            let index = self.core.index();
+            (index.now, index.marks.open_seconds)
+        };
+        if now == Timestamp::from_micros(i64::MIN) {
+            return Err(ReplicaError::NoPoint {
+                asked: id.to_string(),
+                reason: "it cannot be locked before the store was told what time it is; try again in a moment",
+                nearest: None,
+            });
+        }
+        self.change_mark(id, |mark| {
+            let until = mark.lock.map_or(now.plus(span), |lock| lock.until.max(now.plus(span)));
+            let seconds = open_seconds + span.as_secs();
+            let seconds = mark.lock.map_or(seconds, |lock| lock.open_seconds.max(seconds));
+            mark.lock = Some(Lock { until, open_seconds: seconds });
+        })
+    }
+
+    /// Points that are locked now. While there are some, the store must not be removed.
+    pub fn locked(&self) -> Vec<PointInfo> {
+        let index = self.core.index();
+        let is_locked = |point: &&PointInfo| point.mark.is_locked(index.now, index.marks.open_seconds);
+        index.points.values().filter(is_locked).cloned().collect()
+    }
+
+    /// Pins or unpins a point, or adds proofs to it. A lock stays as it is (see [`Store::lock`]).
     pub fn mark(&self, id: PointId, change: impl FnOnce(&mut Mark)) -> Result<(), ReplicaError> {
+        self.change_mark(id, |mark| {
+            let lock = mark.lock;
+            change(mark);
+            mark.lock = lock;
+        })
+    }
+
+    fn change_mark(&self, id: PointId, change: impl FnOnce(&mut Mark)) -> Result<(), ReplicaError> {
         let leases = self.core.leases();
         let mut index = self.core.index_mut();
         let known = index.points.iter().find(|(_, point)| point.id == id).map(|(at, _)| *at);
@@ -675,6 +743,11 @@ impl Store {
 impl Core {
     pub(crate) fn leases(&self) -> MutexGuard<'_, Leases> {
         self.leases.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+    /// Overlays that are open.
+    pub(crate) fn overlays(&self) -> Vec<Arc<Laid>> {
+        let overlays = self.overlays.lock().unwrap_or_else(PoisonError::into_inner);
+        overlays.iter().filter_map(Weak::upgrade).collect()
     }
     pub(crate) fn ingest(&self) -> MutexGuard<'_, Ingest> {
         self.ingest.lock().unwrap_or_else(PoisonError::into_inner)
@@ -886,6 +959,9 @@ fn replay(
             duplicates: 0,
         },
         marks,
+        // Until time passes every lock holds.
+        now: Timestamp::from_micros(i64::MIN),
+        unrecorded: Duration::ZERO,
         frames: VecDeque::new(),
         entries: VecDeque::new(),
         forgotten: 0,

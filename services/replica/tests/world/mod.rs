@@ -812,6 +812,7 @@ impl<'t> World<'t> {
         if let Some(position) = self.pick() {
             self.check_position(&store, position)?;
         }
+        self.check_older(&store)?;
         self.check_moment(&store)?;
         self.check_points(&store, last)?;
         for at in 0..self.views.len() {
@@ -871,6 +872,27 @@ impl<'t> World<'t> {
             }
         }
         Ok(())
+    }
+
+    /// What may be gone is gone, or is right.
+    fn check_older(&mut self, store: &Store) -> Result<(), String> {
+        let older: Vec<Sequence> = self
+            .records
+            .iter()
+            .filter(|record| record.legal && record.sequence < self.floor)
+            .map(|record| record.sequence)
+            .collect();
+        if older.is_empty() {
+            return Ok(());
+        }
+        let position = older[self.rng.random_range(0..older.len())];
+        match store.open_view(position) {
+            Ok(view) => {
+                drop(view);
+                self.check_position(store, position)
+            }
+            Err(_) => Ok(()),
+        }
     }
 
     /// A moment between two records is the newest legal position at or before it.
