@@ -9,6 +9,7 @@
 //! - [`bare`]: a store opened without its owner, [`snapshot`]: and without changing a byte of it
 //! - [`export`]: a moment written into a plain file
 //! - [`inspect`]: what a file or a folder is, and what of it is damaged
+//! - [`remote`]: a store kept as objects
 //! - [`marks`]: pins and proofs of points; [`manifest`]: what the store is and how far it is folded
 //!
 //! ```text
@@ -33,6 +34,7 @@ pub mod manifest;
 pub mod marks;
 pub mod medium;
 pub mod overlay;
+pub mod remote;
 pub mod segment;
 pub mod snapshot;
 pub mod store;
