@@ -53,26 +53,38 @@ fn bucket(address: &str) -> Result<Bucket, Fault> {
 
 fn fault(address: &str, error: &ArchiveError) -> Fault {
     let (class, code, remedy) = match error {
-        ArchiveError::Objects { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
-            (FaultClass::Refused, "archive.denied", "see to the credentials in the environment and what they allow")
-        }
-        ArchiveError::Objects { .. } => {
-            (FaultClass::NotConnected, "archive.storage", "see to the network and the storage, and order it again")
-        }
+        ArchiveError::Objects { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => (
+            FaultClass::Refused,
+            "archive.denied",
+            "see to the credentials in the environment and what they allow",
+        ),
+        ArchiveError::Objects { .. } => (
+            FaultClass::NotConnected,
+            "archive.storage",
+            "see to the network and the storage, and order it again",
+        ),
         ArchiveError::NoArchive => {
             (FaultClass::NotFound, "archive.none", "name the prefix that was given to `continuum archive`")
         }
-        ArchiveError::Claim(_) => {
-            (FaultClass::Failed, "archive.damaged", "take an earlier version of the object `catalog`, if the storage keeps some")
-        }
+        ArchiveError::Claim(_) => (
+            FaultClass::Failed,
+            "archive.damaged",
+            "take an earlier version of the object `catalog`, if the storage keeps some",
+        ),
         ArchiveError::Foreign { .. } => {
             (FaultClass::Refused, "archive.foreign", "name another prefix: each machine has its own")
         }
-        ArchiveError::Newer { .. } => {
-            (FaultClass::Refused, "archive.newer", "use the newer store, or keep this one below another prefix")
+        ArchiveError::Newer { .. } => (
+            FaultClass::Refused,
+            "archive.newer",
+            "use the newer store, or keep this one below another prefix",
+        ),
+        ArchiveError::Raced => {
+            (FaultClass::Conflict, "archive.raced", "order it again, if it is still needed")
         }
-        ArchiveError::Raced => (FaultClass::Conflict, "archive.raced", "order it again, if it is still needed"),
-        ArchiveError::Stopped => (FaultClass::Failed, "interrupted", "order it again: what was sent is not sent twice"),
+        ArchiveError::Stopped => {
+            (FaultClass::Failed, "interrupted", "order it again: what was sent is not sent twice")
+        }
         ArchiveError::Store(_) => {
             (FaultClass::Failed, "store.damaged", "`continuum inspect STORE --verify` tells what is whole")
         }
