@@ -269,6 +269,20 @@ Examples:
   continuum rescue ./MACHINE-ID --scratch /var/tmp     writable: boot it, and lose what it writes
   qemu-system-x86_64 -m 2G -drive 'file=URI,format=raw'")]
     Rescue(Rescue),
+    /// Copy a replica store with its whole history into object storage, without any vault
+    #[command(after_help = "\
+Only what is not there yet travels. The archive counts when all of it is there; until then, and whatever
+goes wrong, the one before stands. Of two that archive at once one wins, and the other is told.
+`export` and `rescue` take the address in place of a folder.
+
+Credentials come from the environment: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT;
+or AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY.
+
+Examples:
+  continuum archive ./MACHINE-ID s3://replicas/berlin/web-01
+  continuum export s3://replicas/berlin/web-01 web-01.qcow2 --at 2026-11-23T03:15:00Z
+  continuum rescue s3://replicas/berlin/web-01")]
+    Archive(Archive),
     /// Tell what this machine and this installation lack, and how to mend it
     #[command(after_help = "\
 Exit code 0: nothing that matters is missing. 1: something is.
@@ -791,7 +805,7 @@ pub enum Image {
 /// `export`
 #[derive(Debug, Args)]
 pub struct Export {
-    /// The folder of one replica store
+    /// The folder of one replica store, or the address of an archive
     pub store: PathBuf,
     /// The image to make
     pub out: PathBuf,
@@ -809,10 +823,19 @@ pub struct Export {
     pub force: bool,
 }
 
+/// `archive`
+#[derive(Debug, Args)]
+pub struct Archive {
+    /// The folder of one replica store
+    pub store: PathBuf,
+    /// Where to: s3://BUCKET/PREFIX or az://CONTAINER/PREFIX, a prefix for each machine
+    pub address: String,
+}
+
 /// `rescue`
 #[derive(Debug, Args)]
 pub struct Rescue {
-    /// The folders of replica stores
+    /// The folders of replica stores, or addresses of archives
     #[arg(required = true, value_name = "STORE")]
     pub stores: Vec<PathBuf>,
     /// As of when, for all of them: latest, app, a point's id, or a time

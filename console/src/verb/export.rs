@@ -30,11 +30,7 @@ pub fn run(setting: &Setting, wanted: &Export) -> Result<(), Fault> {
         force: wanted.force,
     };
     // Ctrl-C leaves no half of an image behind.
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM, SIGHUP] {
-        // Where it cannot be caught, it ends this process as ever.
-        let _ = signal_hook::flag::register(signal, stop.clone());
-    }
+    let stop = stop_on_signals();
     let quiet = setting.style.format.for_programs();
     let (mut writing, mut checking) = (Percent::new("written", quiet), Percent::new("checked", quiet));
     let exported = export::run(&order, &mut |phase, done, all| {
@@ -49,6 +45,16 @@ pub fn run(setting: &Setting, wanted: &Export) -> Result<(), Fault> {
         let doc = told(&path, format, &exported);
         output::one(out, setting.style, doc, |out, _| text(out, &path, format, &exported))
     })
+}
+
+/// Set when a person ends this command: what is under way then ends in good order.
+pub fn stop_on_signals() -> Arc<AtomicBool> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        // Where it cannot be caught, it ends this process as ever.
+        let _ = signal_hook::flag::register(signal, stop.clone());
+    }
+    stop
 }
 
 /// The moment that was asked for; the words were checked with the command line.

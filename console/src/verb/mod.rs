@@ -3,7 +3,7 @@
 //! - [`args`]: the command line and its help
 //! - [`get`], [`describe`]: what there is
 //! - [`order`], [`consent`], [`follow`], [`progress`]: what is to be done, agreed to, and watched
-//! - [`inspect`], [`export`], [`rescue`]: stores by hand, where no vault is alive
+//! - [`inspect`], [`export`], [`rescue`], [`archive`]: stores by hand, where no vault is alive
 //! - [`doctor`], [`session`], [`manual`]: this machine, its profiles, its documentation
 //! - [`contract`], [`output`]: the shape of answers
 //! - [`fault`]: the shape of errors
@@ -11,6 +11,7 @@
 //! Invariants: the answer goes to standard output, everything else to standard error. Without a terminal
 //! there is no colour and no question. Nothing from outside reaches a terminal unescaped.
 
+pub mod archive;
 pub mod args;
 pub mod consent;
 pub mod contract;
@@ -128,6 +129,7 @@ fn run(setting: &Setting, verb: Option<Verb>) -> Result<(), Fault> {
         Some(Verb::Man) => manual::pages(setting),
         Some(Verb::Inspect(wanted)) => inspect::run(setting, &wanted),
         Some(Verb::Export(wanted)) => export::run(setting, &wanted),
+        Some(Verb::Archive(wanted)) => archive::run(setting, &wanted),
         Some(Verb::Rescue(wanted)) => rescue::run(setting, &wanted),
         Some(Verb::Profiles(profiles)) => session::profiles(setting, &profiles),
         Some(Verb::Logout(logout)) => session::logout(setting, &logout),
@@ -249,6 +251,7 @@ async fn ask(setting: &Setting, verb: Verb) -> Result<(), Fault> {
         | Verb::Inspect(_)
         | Verb::Export(_)
         | Verb::Rescue(_)
+        | Verb::Archive(_)
         | Verb::Profiles(_)
         | Verb::Logout(_)
         | Verb::Lab(_)

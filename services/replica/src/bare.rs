@@ -98,12 +98,17 @@ pub fn open_beside(path: &Path) -> Result<Bare, BareError> {
     open_snapshot(path, Snapshot::of(path))
 }
 
-fn open_snapshot(path: &Path, snapshot: Snapshot) -> Result<Bare, BareError> {
+pub(crate) fn open_snapshot(path: &Path, snapshot: Snapshot) -> Result<Bare, BareError> {
     let manifest: Manifest =
         manifest::read(&snapshot, "manifest")?.ok_or_else(|| BareError::NoStore { path: path.to_owned() })?;
     check(&snapshot, &manifest)?;
     let snapshot = Arc::new(snapshot);
-    let (store, findings) = Store::open_or_create(snapshot.clone(), manifest.machine, &manifest.disks)?;
+    let opened = Store::open_or_create(snapshot.clone(), manifest.machine, &manifest.disks);
+    // What cannot be read is not what was never written: a history that ends there would be told as the newest.
+    if let Some(reason) = snapshot.trouble() {
+        return Err(BareError::Io { path: path.to_owned(), source: io::Error::other(reason) });
+    }
+    let (store, findings) = opened?;
     Ok(Bare { store, manifest, findings, snapshot })
 }
 

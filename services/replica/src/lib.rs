@@ -12,6 +12,7 @@
 //! - [`export`]: a moment written into a plain file
 //! - [`inspect`]: what a file or a folder is, and what of it is damaged
 //! - [`scrub`]: reading everything before somebody needs it
+//! - [`remote`]: a store kept as objects
 //! - [`marks`]: pins and proofs of points; [`manifest`]: what the store is and how far it is folded
 //!
 //! ```text
@@ -45,6 +46,7 @@ pub mod overlay;
 mod planted;
 mod read;
 pub mod scrub;
+pub mod remote;
 pub mod segment;
 pub mod snapshot;
 pub mod store;

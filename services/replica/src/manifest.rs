@@ -67,21 +67,32 @@ pub fn read<T: serde::de::DeserializeOwned>(
     }
     let mut bytes = vec![0; length as usize];
     file.read_at(0, &mut bytes).map_err(|error| ReplicaError::io(name, error))?;
-    let tail = bytes.len().checked_sub(22).ok_or_else(|| damaged("it is too short".into()))?;
+    decode(&bytes).map(Some).map_err(damaged)
+}
+
+/// The value of a small file's bytes; else what is wrong with them.
+pub(crate) fn decode<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
+    let tail = bytes.len().checked_sub(22).ok_or("it is too short")?;
     let expected = format!("xxh3 {:016x}\n", xxh3_64(&bytes[..tail]));
     if bytes[tail..] != *expected.as_bytes() {
-        return Err(damaged("it does not match its checksum".into()));
+        return Err("it does not match its checksum".into());
     }
-    serde_json::from_slice(&bytes[..tail]).map(Some).map_err(|error| damaged(error.to_string()))
+    serde_json::from_slice(&bytes[..tail]).map_err(|error| error.to_string())
+}
+
+/// The bytes of a small file with this value.
+pub(crate) fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, serde_json::Error> {
+    let mut bytes = serde_json::to_vec_pretty(value)?;
+    bytes.push(b'\n');
+    let sum = format!("xxh3 {:016x}\n", xxh3_64(&bytes));
+    bytes.extend_from_slice(sum.as_bytes());
+    Ok(bytes)
 }
 
 /// Replaces a small file, durably.
 pub fn replace<T: Serialize>(medium: &dyn Medium, name: &str, value: &T) -> Result<(), ReplicaError> {
     let io = |error| ReplicaError::io(name, error);
-    let mut bytes = serde_json::to_vec_pretty(value).map_err(|error| io(std::io::Error::other(error)))?;
-    bytes.push(b'\n');
-    let sum = format!("xxh3 {:016x}\n", xxh3_64(&bytes));
-    bytes.extend_from_slice(sum.as_bytes());
+    let bytes = encode(value).map_err(|error| io(std::io::Error::other(error)))?;
     let temporary = format!("{name}.new");
     let file = medium.open(&temporary, true).map_err(io)?;
     file.set_len(0).map_err(io)?;

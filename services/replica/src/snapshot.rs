@@ -23,24 +23,52 @@ const PAGE: usize = 4096;
 /// What changes may take in memory; a fold that is done again takes the most.
 const MEMORY_BYTES_MAX: u64 = 1 << 30;
 
+/// What a snapshot lies over: files that are only read, wherever they are.
+pub trait Below: Send + Sync {
+    /// Opens a file; `None` where there is none.
+    fn open(&self, name: &str) -> io::Result<Option<Box<dyn BelowFile>>>;
+    /// The names in a folder.
+    fn list(&self, folder: &str) -> io::Result<Vec<String>>;
+}
+
+/// A file that is only read.
+pub trait BelowFile: Send + Sync {
+    /// Its length.
+    fn length(&self) -> io::Result<u64>;
+    /// Fills `out`, or fails.
+    fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()>;
+    /// The ranges up to `end` that may hold data, in order; what is left out reads as zeroes.
+    fn data(&self, end: u64) -> io::Result<Vec<(u64, u64)>>;
+}
+
 /// A folder that is only read.
 pub struct Snapshot {
-    path: PathBuf,
+    below: Box<dyn Below>,
     scratch: Option<PathBuf>,
     /// What was opened, by name; `None`: removed since.
     files: Mutex<BTreeMap<String, Option<Arc<Laid>>>>,
     memory: Arc<AtomicU64>,
+    trouble: Trouble,
     lock: Option<File>,
 }
+
+/// The first read from below that failed, which a store that is being opened may take for a torn tail.
+type Trouble = Arc<Mutex<Option<String>>>;
 
 impl Snapshot {
     /// Takes a folder as it is, and whoever else works in it with it.
     pub fn of(path: &Path) -> Self {
+        Self::over(Box::new(Folder(path.to_owned())), None)
+    }
+
+    /// Takes files from elsewhere.
+    pub fn over(below: Box<dyn Below>, scratch: Option<&Path>) -> Self {
         Self {
-            path: path.to_owned(),
-            scratch: None,
+            below,
+            scratch: scratch.map(Path::to_owned),
             files: Mutex::default(),
             memory: Arc::default(),
+            trouble: Arc::default(),
             lock: None,
         }
     }
@@ -66,7 +94,12 @@ impl Snapshot {
             flock(lock, FlockOperation::NonBlockingLockShared)
                 .map_err(|_| io::Error::from(io::ErrorKind::ResourceBusy))?;
         }
-        Ok(Self { scratch: scratch.map(Path::to_owned), lock, ..Self::of(path) })
+        Ok(Self { lock, ..Self::over(Box::new(Folder(path.to_owned())), scratch) })
+    }
+
+    /// Which read from below failed first, and why, if any did.
+    pub fn trouble(&self) -> Option<String> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Whether owners are kept away.
@@ -91,22 +124,7 @@ impl Snapshot {
         let mut ranges = Vec::new();
         let layer = laid.layer.read().unwrap_or_else(PoisonError::into_inner);
         if let Some(file) = &laid.below {
-            // A descriptor of its own: seeking moves its position.
-            let file = open_below(&self.path.join(name))?.unwrap_or(file.try_clone()?);
-            let mut at = 0;
-            while at < layer.below {
-                let start = match seek(&file, SeekFrom::Data(at)) {
-                    Ok(start) => start,
-                    Err(rustix::io::Errno::NXIO) => break,
-                    Err(_) => at,
-                };
-                let end = seek(&file, SeekFrom::Hole(start)).unwrap_or(layer.below).min(layer.below);
-                if end <= start {
-                    break;
-                }
-                ranges.push((start, end));
-                at = end;
-            }
+            ranges = file.data(layer.below)?;
         }
         ranges.extend(layer.pages.keys().map(|page| (page * PAGE as u64, (page + 1) * PAGE as u64)));
         ranges.sort_unstable();
@@ -122,6 +140,12 @@ impl Snapshot {
         Ok(merged)
     }
 
+    fn lay(&self, name: &str, below: Option<Box<dyn BelowFile>>, length: u64, own: Option<File>) -> Laid {
+        let layer = RwLock::new(Layer { length, below: length, pages: BTreeMap::new() });
+        let (memory, trouble) = (self.memory.clone(), self.trouble.clone());
+        Laid { name: name.to_owned(), below, own, layer, memory, trouble }
+    }
+
     fn laid(&self, name: &str, create: bool) -> io::Result<Arc<Laid>> {
         let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
         match files.get(name) {
@@ -130,24 +154,79 @@ impl Snapshot {
             Some(None) | None => {}
         }
         let below = match files.get(name) {
-            None => open_below(&self.path.join(name))?,
+            None => self.below.open(name)?,
             Some(_) => None,
         };
         let laid = match below {
             Some(file) => {
-                let length = file.metadata()?.len();
-                Laid::new(Some(file), length, None, self.memory.clone())
+                let length = file.length()?;
+                self.lay(name, Some(file), length, None)
             }
             None if create => {
                 let own = self.scratch.as_deref().filter(|_| name.starts_with("views/"));
                 let own = own.map(unnamed_file).transpose()?;
-                Laid::new(None, 0, own, self.memory.clone())
+                self.lay(name, None, 0, own)
             }
             None => return Err(io::ErrorKind::NotFound.into()),
         };
         let laid = Arc::new(laid);
         files.insert(name.to_owned(), Some(laid.clone()));
         Ok(laid)
+    }
+}
+
+/// A real folder.
+struct Folder(PathBuf);
+
+impl Below for Folder {
+    fn open(&self, name: &str) -> io::Result<Option<Box<dyn BelowFile>>> {
+        let path = self.0.join(name);
+        let file = open_below(&path)?;
+        Ok(file.map(|file| -> Box<dyn BelowFile> { Box::new(Real { path, file }) }))
+    }
+
+    fn list(&self, folder: &str) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(self.0.join(folder))? {
+            names.extend(entry?.file_name().into_string());
+        }
+        Ok(names)
+    }
+}
+
+/// A real file.
+struct Real {
+    path: PathBuf,
+    file: File,
+}
+
+impl BelowFile for Real {
+    fn length(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.len())
+    }
+
+    fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.file.read_exact_at(out, offset)
+    }
+
+    fn data(&self, end: u64) -> io::Result<Vec<(u64, u64)>> {
+        // A descriptor of its own, where the file is still there: seeking moves its position.
+        let file = open_below(&self.path)?.map_or_else(|| self.file.try_clone(), Ok)?;
+        let (mut ranges, mut at) = (Vec::new(), 0);
+        while at < end {
+            let start = match seek(&file, SeekFrom::Data(at)) {
+                Ok(start) => start,
+                Err(rustix::io::Errno::NXIO) => break,
+                Err(_) => at,
+            };
+            let stop = seek(&file, SeekFrom::Hole(start)).unwrap_or(end).min(end);
+            if stop <= start {
+                break;
+            }
+            ranges.push((start, stop));
+            at = stop;
+        }
+        Ok(ranges)
     }
 }
 
@@ -185,10 +264,7 @@ impl Medium for Snapshot {
     }
 
     fn list(&self, folder: &str) -> io::Result<Vec<String>> {
-        let mut names = Vec::new();
-        for entry in std::fs::read_dir(self.path.join(folder))? {
-            names.extend(entry?.file_name().into_string());
-        }
+        let mut names = self.below.list(folder)?;
         let prefix = if folder.is_empty() { String::new() } else { format!("{folder}/") };
         let files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
         for (name, laid) in files.iter() {
@@ -226,11 +302,13 @@ impl Medium for Snapshot {
 
 /// A file with what was changed laid over it.
 struct Laid {
-    below: Option<File>,
+    name: String,
+    below: Option<Box<dyn BelowFile>>,
     /// Written here in place of memory.
     own: Option<File>,
     layer: RwLock<Layer>,
     memory: Arc<AtomicU64>,
+    trouble: Trouble,
 }
 
 struct Layer {
@@ -241,17 +319,15 @@ struct Layer {
 }
 
 impl Laid {
-    fn new(below: Option<File>, length: u64, own: Option<File>, memory: Arc<AtomicU64>) -> Self {
-        let layer = Layer { length, below: length, pages: BTreeMap::new() };
-        Self { below, own, layer: RwLock::new(layer), memory }
-    }
-
     fn read_below(&self, below: u64, offset: u64, out: &mut [u8]) -> io::Result<()> {
         let there = below.saturating_sub(offset).min(out.len() as u64) as usize;
         let (data, rest) = out.split_at_mut(there);
         rest.fill(0);
         match &self.below {
-            Some(file) => file.read_exact_at(data, offset),
+            Some(file) => file.read_at(offset, data).inspect_err(|error| {
+                let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+                trouble.get_or_insert_with(|| format!("{} at byte {offset}: {error}", self.name));
+            }),
             None => {
                 data.fill(0);
                 Ok(())

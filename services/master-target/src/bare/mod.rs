@@ -1,11 +1,13 @@
 //! Stores by hand: looked at, exported and served, with no vault, no network and no master target alive.
 //!
+//! - [`archive`]: a store into object storage, and opened there
 //! - [`export`]: a disk as of a moment into an image file
 //! - [`rescue`]: any moment of stores, served to NBD clients
 //!
 //! Lives here: what needs more than the store. What a store's files mean: the replica crate, of which the types
 //! are passed on. Invariant: no store is changed; what clients write goes elsewhere and ends with the process.
 
+pub mod archive;
 pub mod export;
 pub mod rescue;
 
@@ -15,6 +17,7 @@ pub use continuum_replica::inspect::{
     Affects, Content, Depth, EntryFacts, FRAMES_MAX, FrameFacts, History, Problem, SegmentFacts, StoreFacts,
 };
 pub use continuum_replica::manifest::Manifest;
+pub use continuum_replica::remote::archive::Archived;
 pub use continuum_replica::{PointInfo, Resolved, State};
 
 use crate::replica_fault;
@@ -32,6 +35,9 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+
+/// Hears how far it is, of how much; answers whether to go on.
+pub type Told<'a> = &'a mut dyn FnMut(u64, u64) -> bool;
 
 /// What a path turned out to be.
 #[derive(Debug)]
@@ -67,41 +73,46 @@ pub(crate) fn chain(error: &dyn Error) -> String {
     shown(&text)
 }
 
-/// Opens a store and keeps its owner away.
+/// Opens a store and keeps its owner away; or an archive, by its address, where it lies.
 fn open(path: &Path, scratch: Option<&Path>) -> Result<Bare, Fault> {
-    bare::open(path, scratch).map_err(|error| {
-        let (class, code, remedy) = match &error {
-            BareError::NoStore { .. } => (
-                FaultClass::NotFound,
-                "store.none",
-                "name the folder of one replica: below a master target's directory it is replicas/MACHINE-ID",
-            ),
-            BareError::OwnerLives { .. } => (
-                FaultClass::Conflict,
-                "store.in-use",
-                "where a vault is alive, bring the machine up with `continuum test-failover`; else stop the master \
-                 target first, or make a copy of the folder and name that",
-            ),
-            BareError::Claim { .. } => (
-                FaultClass::Failed,
-                "store.damaged",
-                "`continuum inspect STORE --verify` tells what is whole; a copy of the store may be better",
-            ),
-            BareError::Io { .. } => {
-                (FaultClass::Failed, "store.unreadable", "name a folder that this user may read")
-            }
-            BareError::Store(error) => {
-                return replica_fault(error)
-                    .affects("this store")
-                    .spares("its files, which are only read")
-                    .remedy("`continuum inspect STORE --verify` tells what is whole");
-            }
-        };
-        Fault::new(class, code, chain(&error))
-            .affects("this store")
-            .spares("its files, which are only read")
-            .remedy(remedy)
-    })
+    match path.to_str().filter(|text| continuum_objects::is_address(text)) {
+        Some(address) => archive::open_address(address, scratch),
+        None => bare::open(path, scratch).map_err(|error| bare_fault(&error)),
+    }
+}
+
+fn bare_fault(error: &BareError) -> Fault {
+    let (class, code, remedy) = match error {
+        BareError::NoStore { .. } => (
+            FaultClass::NotFound,
+            "store.none",
+            "name the folder of one replica: below a master target's directory it is replicas/MACHINE-ID",
+        ),
+        BareError::OwnerLives { .. } => (
+            FaultClass::Conflict,
+            "store.in-use",
+            "where a vault is alive, bring the machine up with `continuum test-failover`; else stop the master \
+             target first, or make a copy of the folder and name that",
+        ),
+        BareError::Claim { .. } => (
+            FaultClass::Failed,
+            "store.damaged",
+            "`continuum inspect STORE --verify` tells what is whole; a copy of the store may be better",
+        ),
+        BareError::Io { .. } => {
+            (FaultClass::Failed, "store.unreadable", "name a folder that this user may read")
+        }
+        BareError::Store(error) => {
+            return replica_fault(error)
+                .affects("this store")
+                .spares("its files, which are only read")
+                .remedy("`continuum inspect STORE --verify` tells what is whole");
+        }
+    };
+    Fault::new(class, code, chain(error))
+        .affects("this store")
+        .spares("its files, which are only read")
+        .remedy(remedy)
 }
 
 /// Finds the moment that is asked for, and opens it.
