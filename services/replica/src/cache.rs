@@ -40,8 +40,8 @@ pub(crate) enum Key {
     Block(Owner, DiskIndex, u64),
     /// A stretch of a disk of a view, read ahead.
     Chunk(Owner, DiskIndex, u64),
-    /// Which runs a view has in a region of a disk.
-    Map(Owner, DiskIndex, u64),
+    /// Which runs a view has in a region of a disk, in a generation of its store's index.
+    Map(Owner, DiskIndex, u64, u64),
 }
 
 /// Content.

@@ -9,6 +9,10 @@
 //! ```
 //!
 //! Ingest waits only while the index forgets; views only while blocks are written, not while they are synced.
+//! A thinned stretch (see [`crate::thin`]) may be greater than a slice. It is folded a few blocks at a time, with the
+//! position of the base given up first: until the last of its blocks is there, the base is no state that was, and
+//! every position after it still finds the stretch's records in the journal.
+//!
 //! A fold that failed after its redo was durable is neither done nor undone until the store is opened again:
 //! until then nothing older than its end is brought up, and nothing more is folded.
 
@@ -23,13 +27,22 @@ use crate::view::{Source, newest_of};
 use continuum_model::feed::frame::RowKind;
 use continuum_model::id::PointId;
 use continuum_model::time::Timestamp;
-use continuum_model::units::{Bytes, REGION_BYTES, Sequence};
+use continuum_model::units::{Bytes, DiskIndex, FrameNumber, REGION_BYTES, Sequence};
 use std::collections::BTreeSet;
 use std::collections::btree_map::Entry::Vacant;
 use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 
-/// Payload that one slice takes on.
-const FOLD_BYTES: u64 = 32 << 20;
+/// Where folding is.
+#[derive(Default)]
+pub(crate) struct Folding {
+    /// One failed half-way.
+    pub(crate) half_way: bool,
+    /// Blocks up to here of the stretch that leads to this position are in the base.
+    cursor: Option<(Sequence, (DiskIndex, u64))>,
+    /// Stretches of which thinning would leave nearly everything: first and last frame.
+    pub(crate) dense: BTreeSet<(FrameNumber, FrameNumber)>,
+}
 
 impl Store {
     /// Folds one slice of history older than `until` (or beyond `bytes_max`) into the base. Returns whether
@@ -38,8 +51,8 @@ impl Store {
     /// Errors: [`ReplicaError::Poisoned`] where an earlier fold failed half-way.
     pub fn fold(&self, until: Timestamp, bytes_max: Option<Bytes>) -> Result<bool, ReplicaError> {
         let core = &*self.core;
-        let mut half_way = core.folding.lock().unwrap_or_else(PoisonError::into_inner);
-        if *half_way {
+        let mut folding = core.folding.lock().unwrap_or_else(PoisonError::into_inner);
+        if folding.half_way {
             return Err(ReplicaError::Poisoned);
         }
         let (target, more) = {
@@ -55,27 +68,11 @@ impl Store {
             leases.folding = Some(target.last.0);
             (target, more)
         };
-        let prepared = core.fold_blocks(target.last.0).and_then(|blocks| {
-            match base::write_redo(&*core.medium, target.last.0, &blocks) {
-                Ok(()) => Ok(blocks),
-                Err(error) => {
-                    // It may be whole on disk all the same: only without it is nothing decided.
-                    *half_way = Base::forget_redo(&*core.medium).is_err();
-                    Err(error)
-                }
-            }
-        });
-        let done = prepared.and_then(|blocks| {
-            *half_way = true;
-            core.take_over(&blocks)?;
-            core.advance(&target)?;
-            *half_way = false;
-            core.drop_superseded()
-        });
-        if !*half_way || planted::is(Bug::HalfFoldForgotten) {
+        let done = core.fold_slice(&mut folding, &target);
+        if !folding.half_way || planted::is(Bug::HalfFoldForgotten) {
             core.leases().folding = None;
         }
-        done.map(|()| more)
+        Ok(!done? || more)
     }
 }
 
@@ -107,8 +104,13 @@ impl Core {
             if kept || !(expired || excess > 0) {
                 break;
             }
-            if bytes > FOLD_BYTES {
+            let thinned = segment::is_thinned(frame.number);
+            if bytes > self.limits.fold_bytes || (thinned && target.is_some()) {
                 return target.map(|target| (target, true));
+            }
+            if thinned {
+                // All of its records lead to the same position: they are folded together, in slices.
+                return Some((frame.clone(), true));
             }
             bytes += u64::from(frame.length);
             excess = excess.saturating_sub(u64::from(frame.length));
@@ -117,10 +119,65 @@ impl Core {
         target.map(|target| (target, false))
     }
 
-    /// The content of every block that changed up to a position.
-    fn fold_blocks(&self, to: Sequence) -> Result<Blocks, ReplicaError> {
+    /// Folds up to a record, or a part of its stretch. Returns whether the base is there.
+    fn fold_slice(&self, folding: &mut Folding, target: &FrameAt) -> Result<bool, ReplicaError> {
+        let to = target.last.0;
+        let thinned = segment::is_thinned(target.number);
+        let from = folding.cursor.filter(|(stretch, _)| *stretch == to).map(|(_, next)| next);
+        let most = if thinned { self.limits.fold_blocks } else { usize::MAX };
+        let (blocks, next) = self.fold_blocks(to, from, most)?;
+        // Where a slice of a stretch leads after a crash: the base stays what it is called.
+        let leads = if next.is_some() { self.give_up_base()? } else { to };
+        if let Err(error) = base::write_redo(&*self.medium, leads, &blocks) {
+            // It may be whole on disk all the same: only without it is nothing decided.
+            folding.half_way = Base::forget_redo(&*self.medium).is_err();
+            return Err(error);
+        }
+        folding.half_way = true;
+        self.take_over(&blocks)?;
+        if let Some(next) = next {
+            Base::forget_redo(&*self.medium)?;
+            folding.cursor = Some((to, next));
+            folding.half_way = false;
+            return Ok(false);
+        }
+        self.advance(target)?;
+        folding.cursor = None;
+        folding.half_way = false;
+        self.drop_superseded()?;
+        Ok(true)
+    }
+
+    /// The base is about to become something in between: its own position is no longer offered.
+    fn give_up_base(&self) -> Result<Sequence, ReplicaError> {
+        let _ingest = self.ingest();
+        let mut index = self.index_mut();
+        let base = index.manifest.base_sequence;
+        if index.manifest.base_legal && !planted::is(Bug::BaseKeptWhileSliced) {
+            let manifest = Manifest { base_legal: false, ..index.manifest.clone() };
+            manifest::replace(&*self.medium, "manifest", &manifest)?;
+            index.manifest = manifest;
+            // What follows is a stretch of which nothing but its end is left, so the run is this one position.
+            if index.runs.front().is_some_and(|run| run.to.0 == base) {
+                index.runs.pop_front();
+            }
+        }
+        Ok(base)
+    }
+
+    /// The content of the next blocks, from a place on and at most so many, that changed up to a position; and where
+    /// the next ones begin.
+    fn fold_blocks(
+        &self,
+        to: Sequence,
+        from: Option<(DiskIndex, u64)>,
+        most: usize,
+    ) -> Result<(Blocks, Option<(DiskIndex, u64)>), ReplicaError> {
         let mut blocks = Blocks::new();
         for disk in &self.disks {
+            if from.is_some_and(|(first, _)| disk.index < first) {
+                continue;
+            }
             let runs = {
                 let index = self.index();
                 let entries = index.entries.iter().take_while(|entry| entry.sequence <= to);
@@ -134,9 +191,14 @@ impl Core {
                 }))
             };
             for run in runs {
-                let mut block = run.start / REGION_BYTES;
+                let skipped = from.filter(|(first, _)| *first == disk.index).map_or(0, |(_, block)| block);
+                let mut block = (run.start / REGION_BYTES).max(skipped);
                 while block * REGION_BYTES < run.end {
+                    let full = blocks.len() >= most;
                     if let Vacant(slot) = blocks.entry((disk.index, block)) {
+                        if full {
+                            return Ok((blocks, Some((disk.index, block))));
+                        }
                         let mut content = Vec::new();
                         self.base().read_block(disk.index, block, &mut content)?;
                         slot.insert(content);
@@ -157,7 +219,7 @@ impl Core {
                 }
             }
         }
-        Ok(blocks)
+        Ok((blocks, None))
     }
 
     /// Writes what the redo holds to the images.
@@ -177,32 +239,35 @@ impl Core {
         let _ingest = self.ingest();
         let mut index = self.index_mut();
         let base_legal = index.runs.iter().any(|run| run.from.0 <= to.last.0 && to.last.0 <= run.to.0);
+        let (number, digest) = index.chain_of(to);
         let manifest = Manifest {
             base_sequence: to.last.0,
             base_time: to.last.1,
-            base_frame: to.number,
-            base_digest: format!("{:032x}", to.digest),
+            base_frame: number,
+            base_digest: format!("{digest:032x}"),
             base_legal,
             ..index.manifest.clone()
         };
         manifest::replace(&*self.medium, "manifest", &manifest)?;
         index.manifest = manifest;
         index.forget_up_to(to.last.0, to.last.1);
+        // Frames of our own making are not known by their number any more.
+        self.generation.fetch_add(1, Ordering::Release);
         Ok(())
     }
 
     /// Removes segments and marks that nobody needs any more, and the redo. What could not be removed goes
     /// with the next fold.
-    fn drop_superseded(&self) -> Result<(), ReplicaError> {
+    pub(crate) fn drop_superseded(&self) -> Result<(), ReplicaError> {
         let ingest = self.ingest();
         let mut index = self.index_mut();
-        let first_needed = index.frames.front().map(|frame| frame.segment);
+        let needed: BTreeSet<u64> = index.frames.iter().map(|frame| frame.segment).collect();
         let active = ingest.active.as_ref().map(|active| active.number);
         let gone: Vec<u64> = index
             .segments
             .keys()
             .copied()
-            .filter(|number| first_needed.is_none_or(|first| *number < first) && Some(*number) != active)
+            .filter(|number| !needed.contains(number) && Some(*number) != active)
             .collect();
         for number in gone {
             let name = segment::file_name(number);

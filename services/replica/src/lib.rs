@@ -6,7 +6,7 @@
 //! - [`base`]: base images with a sum for every block, and the redo log of folding
 //! - [`store`]: opening, appending, positions, points
 //! - [`cache`]: what was read and verified, in memory, bounded; `read`: from files to content
-//! - `fold`: the oldest history becomes part of the base
+//! - `fold`: the oldest history becomes part of the base; [`thin`]: old history keeps one state of each hour or day
 //! - [`view`]: a disk as of a position; [`overlay`]: what is written on top of one
 //! - [`bare`]: a store opened without its owner, [`snapshot`]: and without changing a byte of it
 //! - [`export`]: a moment written into a plain file
@@ -35,6 +35,7 @@ extern crate self as continuum_replica;
 pub mod bare;
 pub mod base;
 pub mod cache;
+mod entries;
 pub mod export;
 pub mod extents;
 mod fold;
@@ -45,11 +46,12 @@ pub mod medium;
 pub mod overlay;
 mod planted;
 mod read;
-pub mod scrub;
 pub mod remote;
+pub mod scrub;
 pub mod segment;
 pub mod snapshot;
 pub mod store;
+pub mod thin;
 pub mod view;
 
 pub use cache::Cache;
@@ -57,5 +59,6 @@ pub use manifest::DiskSpec;
 pub use medium::{Folder, Medium};
 pub use overlay::Overlay;
 pub use scrub::{Affects, Finding, Scrubbed};
-pub use store::{Appended, PointInfo, ReplicaError, Resolved, State, Store};
+pub use store::{Appended, Limits, PointInfo, ReplicaError, Resolved, State, Store};
+pub use thin::{Bucket, Stretch};
 pub use view::View;

@@ -40,6 +40,18 @@ pub(crate) enum Bug {
     ZeroesForgotten,
     /// A small file is renamed over the old one before it is synced.
     RenamedUnsynced,
+    /// A stretch is folded in slices while the base's own position is still offered.
+    BaseKeptWhileSliced,
+    /// A view goes on with what it looked up before records moved.
+    StaleMap,
+    /// A rewritten segment is renamed into place before it is synced.
+    RewrittenUnsynced,
+    /// A stretch is thinned below an open view.
+    ThinnedUnderView,
+    /// A pinned point is thinned away.
+    ThinnedPin,
+    /// What a stretch overwrote with zeroes comes back when it is thinned.
+    ThinnedZeroes,
     /// After a fold that failed half-way older positions are opened as before.
     HalfFoldForgotten,
 }
@@ -121,6 +133,12 @@ mod tests {
             B::ZeroesForgotten,
             B::RenamedUnsynced,
             B::HalfFoldForgotten,
+            B::BaseKeptWhileSliced,
+            B::StaleMap,
+            B::RewrittenUnsynced,
+            B::ThinnedUnderView,
+            B::ThinnedPin,
+            B::ThinnedZeroes,
         ];
         for bug in bugs {
             let _planted = plant(bug);

@@ -35,6 +35,9 @@ impl Core {
     }
 
     /// A frame's payload. `None`: the frame was folded, and the base holds what it held.
+    ///
+    /// Errors: [`ReplicaError::Gap`] where it was thinned meanwhile; then [`Core::generation`] rose, and what holds its
+    /// data now is to be looked up again.
     pub(crate) fn payload(&self, number: FrameNumber) -> Result<Option<Bytes>, ReplicaError> {
         let key = Key::Frame(self.id, number);
         if let Some(payload) = self.cache.bytes_of(key) {
@@ -45,8 +48,7 @@ impl Core {
             if number <= index.manifest.base_frame {
                 return Ok(None);
             }
-            let first = index.frames.front().map_or(0, |frame| frame.number.0);
-            let place = number.0.checked_sub(first).and_then(|at| index.frames.get(at as usize)).cloned();
+            let place = index.frame(number).cloned();
             let place = place.ok_or(ReplicaError::Gap { last: index.last.number, got: number })?;
             let file = index.segments.get(&place.segment).map(|(file, _)| file.clone());
             (file.ok_or(ReplicaError::Gap { last: index.last.number, got: number })?, place)

@@ -19,6 +19,7 @@ use continuum_model::time::Timestamp;
 use continuum_model::units::{Bytes, DiskIndex, FrameNumber, REGION_BYTES, Sequence};
 use serde::{Deserialize, Serialize};
 use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 
 const FILE: &str = "scrub";
 /// Findings that are kept; a medium that is damaged all over is told by its first ones.
@@ -90,6 +91,9 @@ pub struct Scrubbed {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Progress {
     place: Place,
+    /// The segments as they were when the place was noted; 0: by another process, so that none is known.
+    #[serde(skip)]
+    rewrites: u64,
     /// Rounds that were finished.
     rounds: u64,
     /// Found in this round.
@@ -139,7 +143,8 @@ impl Store {
     pub fn scrub(&self, bytes_max: Bytes) -> Result<Scrubbed, ReplicaError> {
         let core = &*self.core;
         let mut progress = core.scrub.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let mut slice = Slice { core, left: bytes_max.0, bytes: 0, found: Vec::new() };
+        let mut slice =
+            Slice { core, left: bytes_max.0, bytes: 0, found: Vec::new(), rewrites: progress.rewrites };
         let mut round_done = false;
         while slice.left > 0 && !round_done {
             let next = match progress.place {
@@ -157,7 +162,8 @@ impl Store {
                 None => break,
             }
         }
-        let Slice { bytes, found, .. } = slice;
+        let Slice { bytes, found, rewrites, .. } = slice;
+        progress.rewrites = rewrites;
         for finding in &found {
             if progress.now.len() < FOUND_MAX && !progress.now.iter().any(|known| same(known, finding)) {
                 progress.now.push(finding.clone());
@@ -178,6 +184,7 @@ struct Slice<'c> {
     left: u64,
     bytes: u64,
     found: Vec<Finding>,
+    rewrites: u64,
 }
 
 impl Slice<'_> {
@@ -225,8 +232,18 @@ impl Slice<'_> {
     }
 
     /// One record, or one header. Returns what comes next.
+    ///
+    /// A header is asked for with 0, the first record behind it with its place.
     fn journal(&mut self, segment: u64, at: u64) -> Place {
         let core = self.core;
+        let rewrites = core.rewrites.load(Ordering::Acquire);
+        if rewrites != self.rewrites {
+            // Records may stand elsewhere in the segment: it is begun again.
+            self.rewrites = rewrites;
+            if at > 0 {
+                return Place::Journal { segment, at: 0 };
+            }
+        }
         let first_disk =
             Place::Base { disk: core.disks.first().map_or(DiskIndex(0), |disk| disk.index), block: 0 };
         let next = {
@@ -249,7 +266,8 @@ impl Slice<'_> {
             return Place::Journal { segment: number + 1, at: 0 };
         }
         let next = match read.verify_record(at) {
-            Ok((envelope, next)) => {
+            Ok((None, next)) => next,
+            Ok((Some(envelope), next)) => {
                 match open_envelope(&envelope) {
                     Ok(_) => {}
                     Err(error) => {
@@ -259,6 +277,7 @@ impl Slice<'_> {
                 }
                 next
             }
+            Err(_) if core.rewrites.load(Ordering::Acquire) != rewrites => at,
             Err(reason) => {
                 // Where the next one stands is known from the index.
                 let index = core.index();
@@ -287,8 +306,8 @@ impl Slice<'_> {
         let index = self.core.index();
         let from = index.frames.iter().find(|frame| (frame.segment, frame.at) >= (segment, at));
         let Some(frame) = from else { return Affects::Nothing };
-        let first = index.entries.partition_point(|entry| entry.frame < frame.number);
-        let Some(from) = index.entries.get(first).map(|entry| entry.time) else { return Affects::Nothing };
+        let first = index.entries.iter().find(|entry| entry.frame == frame.number);
+        let Some(from) = first.map(|entry| entry.time) else { return Affects::Nothing };
         let points = index.points.values().filter(|point| point.time >= from).count();
         Affects::Moments { from, until: None, points }
     }
@@ -296,8 +315,7 @@ impl Slice<'_> {
     /// Moments at which something of a frame's data is the newest.
     fn needs_frame(&self, number: FrameNumber) -> Affects {
         let index = self.core.index();
-        let first = index.entries.partition_point(|entry| entry.frame < number);
-        let rows = index.entries.range(first..).take_while(|entry| entry.frame == number);
+        let rows = index.entries.iter().filter(|entry| entry.frame == number);
         let rows: Vec<_> = rows.filter(|entry| entry.kind == RowKind::Write).collect();
         let Some(from) = rows.first().map(|entry| (entry.sequence, entry.time)) else {
             return Affects::Nothing;
@@ -329,9 +347,9 @@ impl Slice<'_> {
             map.overlapping(start, end).iter().filter(|run| run.source).map(|run| run.end - run.start).sum()
         };
         let mut left: u64 = maps.iter().map(|map| needed(map, 0, u64::MAX)).sum();
-        let first = index.entries.partition_point(|entry| entry.sequence <= after);
+        let first = index.entries.seek(|entry| entry.sequence <= after);
         let mut until = None;
-        for entry in index.entries.range(first..) {
+        for entry in index.entries.after(first) {
             if !matches!(entry.kind, RowKind::Write | RowKind::Zero) {
                 continue;
             }

@@ -9,7 +9,20 @@
 //! 16 segment number u64  24 frame number u64    32 epoch u64   40 group u64 (where the records begin that were
 //! synced together with this one; 0: not told)    48 zero [8]   56 sum u64 (xxh3-64 of bytes 0..56)
 //! 64 the envelope, exactly as it arrived (see continuum-model)
+//!
+//! and, where history was thinned, in front of the records that stand for a stretch of frames:
+//! 0  magic "CTMT"        4 records u32   8 position u64   16 segment number u64
+//! 24 first frame u64     32 last frame u64 (of those that it stands for)
+//! 40 digest u128 (of the frame before them)      56 digest u128 (of their last one)
+//! 72 from: sequence u64  80 from: time i64 (the last record before them; µs)
+//! 88 to: sequence u64    96 to: time i64 (their last record)   104 bytes u64 (of the records that follow)
+//! 112 zero [8]           120 sum u64 (xxh3-64 of bytes 0..120)
 //! ```
+//!
+//! Records of a thinned stretch hold frames of our own making: their numbers have the highest bit set, and all of
+//! their data belongs to one position, the last of the stretch. A segment is rewritten for that as a whole, beside the
+//! old one, and then renamed over it. Frames that a thinned stretch before them stands for are passed over: they
+//! were not removed yet.
 //!
 //! The digest chain is in the envelopes' heads. A record that says another position, segment or number than
 //! where it stands was misdirected, and is treated as damage.
@@ -23,9 +36,10 @@ use crate::medium::{Medium, MediumFile};
 use crate::planted::{self, Bug};
 use crate::store::ReplicaError;
 use continuum_model::feed::envelope::{ENVELOPE_BYTES, ENVELOPE_BYTES_MAX, EnvelopePrefix};
-use continuum_model::feed::{Envelope, FrameHead};
+use continuum_model::feed::{Envelope, FrameHead, Identity};
 use continuum_model::id::MachineId;
-use continuum_model::units::FrameNumber;
+use continuum_model::time::Timestamp;
+use continuum_model::units::{FrameNumber, Sequence};
 use std::sync::Arc;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -37,6 +51,11 @@ pub const RECORD_BYTES: u64 = 64;
 pub const SEGMENT_BYTES: u64 = 64 << 20;
 const MAGIC: &[u8; 8] = b"CTMSEG01";
 const RECORD_MAGIC: &[u8; 4] = b"CTMR";
+const THINNED_MAGIC: &[u8; 4] = b"CTMT";
+/// Bytes before the records of a thinned stretch.
+pub const THINNED_BYTES: u64 = 128;
+/// Where a segment is put together before it replaces the one it was made of.
+pub(crate) const REWRITTEN: &str = "journal/rewritten";
 
 /// The name of a segment's file. The only place that knows it.
 pub fn file_name(number: u64) -> String {
@@ -63,6 +82,85 @@ pub struct Found {
     pub head: FrameHead,
     /// Where its group begins; 0: not told.
     group: u64,
+    /// The thinned stretch that it is part of.
+    pub thinned: Option<Arc<Thinned>>,
+}
+
+/// A stretch of frames of which only the state at its end is left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Thinned {
+    /// Records that hold what is left.
+    pub records: u32,
+    /// The first frame that it stands for.
+    pub first: FrameNumber,
+    /// The last one.
+    pub last: FrameNumber,
+    /// The digest of the frame before the first.
+    pub previous: u128,
+    /// The digest of the last one.
+    pub digest: u128,
+    /// The last record before it.
+    pub from: (Sequence, Timestamp),
+    /// Its last record: the only position that is left of it.
+    pub to: (Sequence, Timestamp),
+    /// Bytes of the records that follow.
+    pub bytes: u64,
+}
+
+/// Whether a frame is one of our own making, of a thinned stretch.
+pub(crate) const fn is_thinned(number: FrameNumber) -> bool {
+    number.0 >> 63 != 0
+}
+
+impl Thinned {
+    /// As it stands in front of its records.
+    pub(crate) fn encode(&self, position: u64, segment: u64) -> [u8; THINNED_BYTES as usize] {
+        let mut bytes = [0; THINNED_BYTES as usize];
+        let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
+        put(0, THINNED_MAGIC);
+        put(4, &self.records.to_le_bytes());
+        put(8, &position.to_le_bytes());
+        put(16, &segment.to_le_bytes());
+        put(24, &self.first.0.to_le_bytes());
+        put(32, &self.last.0.to_le_bytes());
+        put(40, &self.previous.to_le_bytes());
+        put(56, &self.digest.to_le_bytes());
+        put(72, &self.from.0.0.to_le_bytes());
+        put(80, &self.from.1.micros().to_le_bytes());
+        put(88, &self.to.0.0.to_le_bytes());
+        put(96, &self.to.1.micros().to_le_bytes());
+        put(104, &self.bytes.to_le_bytes());
+        let sum = xxh3_64(&bytes[..120]);
+        bytes[120..].copy_from_slice(&sum.to_le_bytes());
+        bytes
+    }
+
+    fn decode(bytes: &[u8; THINNED_BYTES as usize], position: u64, segment: u64) -> Result<Self, &'static str> {
+        let long = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap_or_default());
+        let digest = |at: usize| u128::from_le_bytes(bytes[at..at + 16].try_into().unwrap_or_default());
+        let time = |at: usize| Timestamp::from_micros(long(at) as i64);
+        if xxh3_64(&bytes[..120]) != long(120) {
+            return Err("a thinned stretch does not match its checksum");
+        }
+        if long(8) != position || long(16) != segment {
+            return Err("a thinned stretch of another place");
+        }
+        let thinned = Self {
+            records: u32::from_le_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]),
+            first: FrameNumber(long(24)),
+            last: FrameNumber(long(32)),
+            previous: digest(40),
+            digest: digest(56),
+            from: (Sequence(long(72)), time(80)),
+            to: (Sequence(long(88)), time(96)),
+            bytes: long(104),
+        };
+        let orderly = thinned.records > 0
+            && thinned.first <= thinned.last
+            && !is_thinned(thinned.last)
+            && thinned.from.0 < thinned.to.0;
+        if orderly { Ok(thinned) } else { Err("a thinned stretch that cannot be") }
+    }
 }
 
 /// What reading a segment gave.
@@ -97,14 +195,7 @@ impl Segment {
         let name = file_name(number);
         let io = |error| ReplicaError::io(&name, error);
         let file = medium.open(&name, true).map_err(io)?;
-        let mut header = [0; HEADER_BYTES as usize];
-        header[..8].copy_from_slice(MAGIC);
-        header[8..12].copy_from_slice(&1u32.to_le_bytes());
-        header[16..32].copy_from_slice(machine.as_bytes());
-        header[32..40].copy_from_slice(&number.to_le_bytes());
-        header[40..48].copy_from_slice(&first.0.to_le_bytes());
-        let sum = xxh3_64(&header[..56]);
-        header[56..].copy_from_slice(&sum.to_le_bytes());
+        let header = header(machine, number, first);
         file.set_len(0).map_err(io)?;
         file.write_at(0, &[&header]).map_err(io)?;
         file.sync().map_err(io)?;
@@ -116,24 +207,14 @@ impl Segment {
 
     /// The bytes that go before an envelope of this length at `position`.
     ///
-    /// `group`: where the first record stands that is synced together with this one.
+    /// `group`: where the first record stands that is synced together with this one; 0: not told.
     pub fn record_header(
         &self,
         position: u64,
         group: u64,
         envelope: &Envelope,
     ) -> [u8; RECORD_BYTES as usize] {
-        let mut header = [0; RECORD_BYTES as usize];
-        header[..4].copy_from_slice(RECORD_MAGIC);
-        header[4..8].copy_from_slice(&(envelope.len() as u32).to_le_bytes());
-        header[8..16].copy_from_slice(&position.to_le_bytes());
-        header[16..24].copy_from_slice(&self.number.to_le_bytes());
-        header[24..32].copy_from_slice(&envelope.head.identity.number.0.to_le_bytes());
-        header[32..40].copy_from_slice(&envelope.head.identity.epoch.0.to_le_bytes());
-        header[40..48].copy_from_slice(&group.to_le_bytes());
-        let sum = xxh3_64(&header[..56]);
-        header[56..].copy_from_slice(&sum.to_le_bytes());
-        header
+        record_header(self.number, position, group, envelope.len() as u32, &envelope.head.identity)
     }
 
     /// Reads a segment. With `payloads` every stored payload is checked too (the newest one, whose tail may
@@ -160,12 +241,35 @@ impl Segment {
             segment.end = if torn { 0 } else { HEADER_BYTES };
             return Ok(Read { segment, records: Vec::new(), torn: length, damage });
         }
-        let mut records = Vec::new();
+        let mut records: Vec<Found> = Vec::new();
         let mut damage = None;
+        // The stretch that is read, with the records that are to come, and how many records were read before it.
+        let mut stretch: Option<(Arc<Thinned>, u32, usize)> = None;
         while segment.end < length {
+            if stretch.is_none() {
+                match segment.read_thinned(segment.end, length) {
+                    Ok(None) => {}
+                    Ok(Some(thinned)) => {
+                        stretch = Some((Arc::new(thinned), thinned.records, records.len()));
+                        segment.end += THINNED_BYTES;
+                        continue;
+                    }
+                    Err(reason) => {
+                        damage = Some(format!("segment {number} at {}: {reason}", segment.end));
+                        break;
+                    }
+                }
+            }
             match segment.read_record(segment.end, length, payloads) {
-                Ok(found) => {
+                Ok(mut found) => {
                     segment.end = found.at + u64::from(found.length);
+                    if let Some((thinned, left, _)) = &mut stretch {
+                        found.thinned = Some(thinned.clone());
+                        *left -= 1;
+                        if *left == 0 {
+                            stretch = None;
+                        }
+                    }
                     records.push(found);
                 }
                 Err(reason) => {
@@ -179,6 +283,13 @@ impl Segment {
                 }
             }
         }
+        if let Some((thinned, _, before)) = stretch {
+            // Of no use in parts: it was renamed into place as a whole.
+            records.truncate(before);
+            damage.get_or_insert_with(|| {
+                format!("segment {number}: of a thinned stretch of {} records some are missing", thinned.records)
+            });
+        }
         let torn = length.saturating_sub(segment.end);
         Ok(Read { segment, records, torn, damage })
     }
@@ -190,16 +301,37 @@ impl Segment {
         self.check_header(machine, self.end, &header)
     }
 
-    /// Checks a record with its payload as it is stored. Returns the envelope and where the next record stands.
+    /// Checks a record with its payload as it is stored. Returns the envelope (none stands in what comes before a
+    /// thinned stretch) and where the next record stands.
     /// Errors: what is wrong, and whether its head is good all the same.
-    pub(crate) fn verify_record(&self, at: u64) -> Result<(Envelope, u64), (String, bool)> {
+    pub(crate) fn verify_record(&self, at: u64) -> Result<(Option<Envelope>, u64), (String, bool)> {
+        if self.read_thinned(at, self.end).map_err(|bad| (bad.to_string(), false))?.is_some() {
+            return Ok((None, at + THINNED_BYTES));
+        }
         let found = self.read_record(at, self.end, false).map_err(|bad| (bad.to_string(), false))?;
         let envelope = read_envelope(&*self.file, self.number, found.at, found.length).map_err(|error| {
             use std::error::Error;
             let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
             (format!("{error}{cause}"), true)
         })?;
-        Ok((envelope, found.at + u64::from(found.length)))
+        Ok((Some(envelope), found.at + u64::from(found.length)))
+    }
+
+    /// What stands before a thinned stretch, if that is what stands here.
+    pub(crate) fn read_thinned(&self, at: u64, end: u64) -> Result<Option<Thinned>, Bad> {
+        if end - at < THINNED_BYTES {
+            return Ok(None);
+        }
+        let mut bytes = [0; THINNED_BYTES as usize];
+        self.file.read_at(at, &mut bytes).map_err(Bad::Unreadable)?;
+        if &bytes[..4] != THINNED_MAGIC {
+            return Ok(None);
+        }
+        let thinned = Thinned::decode(&bytes, at, self.number).map_err(Bad::Content)?;
+        if end - at - THINNED_BYTES < thinned.bytes {
+            return Err(Bad::Content("a cut thinned stretch"));
+        }
+        Ok(Some(thinned))
     }
 
     /// Writes the last group once more, as it is; with the header where it is the first one.
@@ -280,7 +412,7 @@ impl Segment {
         if head.identity.number.0 != long(24) {
             return Err(Bad::Content("a frame of another number"));
         }
-        Ok(Found { at: start, length, head, group: long(40) })
+        Ok(Found { at: start, length, head, group: long(40), thinned: None })
     }
 
     /// Whether a whole good record of a later group stands anywhere after `from`: then what is bad there is no
@@ -309,6 +441,40 @@ impl Segment {
         }
         false
     }
+}
+
+/// A segment's first bytes.
+pub(crate) fn header(machine: MachineId, number: u64, first: FrameNumber) -> [u8; HEADER_BYTES as usize] {
+    let mut header = [0; HEADER_BYTES as usize];
+    header[..8].copy_from_slice(MAGIC);
+    header[8..12].copy_from_slice(&1u32.to_le_bytes());
+    header[16..32].copy_from_slice(machine.as_bytes());
+    header[32..40].copy_from_slice(&number.to_le_bytes());
+    header[40..48].copy_from_slice(&first.0.to_le_bytes());
+    let sum = xxh3_64(&header[..56]);
+    header[56..].copy_from_slice(&sum.to_le_bytes());
+    header
+}
+
+/// The bytes before an envelope.
+pub(crate) fn record_header(
+    segment: u64,
+    position: u64,
+    group: u64,
+    length: u32,
+    identity: &Identity,
+) -> [u8; RECORD_BYTES as usize] {
+    let mut header = [0; RECORD_BYTES as usize];
+    header[..4].copy_from_slice(RECORD_MAGIC);
+    header[4..8].copy_from_slice(&length.to_le_bytes());
+    header[8..16].copy_from_slice(&position.to_le_bytes());
+    header[16..24].copy_from_slice(&segment.to_le_bytes());
+    header[24..32].copy_from_slice(&identity.number.0.to_le_bytes());
+    header[32..40].copy_from_slice(&identity.epoch.0.to_le_bytes());
+    header[40..48].copy_from_slice(&group.to_le_bytes());
+    let sum = xxh3_64(&header[..56]);
+    header[56..].copy_from_slice(&sum.to_le_bytes());
+    header
 }
 
 /// What a segment's header says of the file it stands in.

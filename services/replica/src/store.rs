@@ -4,13 +4,14 @@
 //! opened; entries of each region of a disk are listed, so that a view finds its own without a search.
 //! Content is read through the cache ([`crate::cache`], `read`); folding is in `fold`.
 //!
-//! Locks, in this order: `folding` (one fold at a time), `leases`, `ingest`, `index`, `base`. None of the last
+//! Locks, in this order: `folding` (one fold or thinning at a time), `leases`, `ingest`, `index`, `base`. None of the last
 //! four is held while a fold reads or syncs.
 //!
 //! A **legal run** is a stretch of records whose every boundary may be brought up; between runs lie gaps.
 
 use crate::base::Base;
 use crate::cache::{Cache, Owner};
+use crate::entries::Entries;
 use crate::manifest::{self, DiskSpec, FORMAT, Manifest};
 use crate::marks::{Lock, Mark, Marks, Proofs};
 use crate::medium::{Medium, MediumFile};
@@ -18,7 +19,8 @@ use crate::overlay::{COMPACT_BYTES, Laid, Overlay};
 use crate::planted::{self, Bug};
 use crate::read::open_envelope;
 use crate::scrub::{Finding, Progress};
-use crate::segment::{self, RECORD_BYTES, SEGMENT_BYTES, Segment};
+use crate::fold::Folding;
+use crate::segment::{self, RECORD_BYTES, Segment, Thinned};
 use crate::view::View;
 use continuum_model::feed::frame::{Row, RowKind};
 use continuum_model::feed::{Barrier, Envelope, Frame, FrameError, Legality};
@@ -28,6 +30,7 @@ use continuum_model::time::Timestamp;
 use continuum_model::units::{DiskIndex, Epoch, FrameNumber, Sequence};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 use std::time::Duration;
 
@@ -35,6 +38,25 @@ use std::time::Duration;
 const RECORD_TIME: Duration = Duration::from_secs(60);
 /// The index lists its entries by regions of this many bytes of a disk.
 pub(crate) const MAP_BYTES: u64 = 8 << 20;
+
+/// How much is done at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// A segment that is this long is closed.
+    pub segment_bytes: u64,
+    /// Bytes of journal that one slice of a fold takes on.
+    pub fold_bytes: u64,
+    /// Blocks of a thinned stretch that one slice of a fold takes on.
+    pub fold_blocks: usize,
+    /// Bytes of journal that are thinned at once.
+    pub thin_bytes: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { segment_bytes: segment::SEGMENT_BYTES, fold_bytes: 32 << 20, fold_blocks: 1024, thin_bytes: 2 << 30 }
+    }
+}
 
 /// What went wrong.
 #[derive(Debug, thiserror::Error)]
@@ -231,9 +253,12 @@ pub(crate) struct Entry {
     pub(crate) kind: RowKind,
 }
 
-#[derive(Clone)]
+/// A record of a segment.
+#[derive(Debug, Clone)]
 pub(crate) struct FrameAt {
     pub(crate) number: FrameNumber,
+    /// Up to which frame of the source it leads: itself, or the last of its thinned stretch.
+    pub(crate) chain: FrameNumber,
     pub(crate) digest: u128,
     pub(crate) segment: u64,
     pub(crate) at: u64,
@@ -249,11 +274,15 @@ pub(crate) struct Index {
     /// Open since time was last put on record.
     unrecorded: Duration,
     pub(crate) frames: VecDeque<FrameAt>,
-    pub(crate) entries: VecDeque<Entry>,
-    /// Entries that were forgotten at the front: entry `n` ever stands at `n - forgotten`.
-    forgotten: u64,
-    /// The entries (by their number ever) that touch a region of a disk, in order.
+    pub(crate) entries: Entries,
+    /// The entries (by their number) that touch a region of a disk, in order.
     regions: HashMap<(DiskIndex, u64), VecDeque<u64>>,
+    /// Thinned stretches, by the frame that each leads to.
+    pub(crate) thinned: BTreeMap<FrameNumber, Thinned>,
+    /// Where their records stand.
+    pub(crate) thinned_frames: HashMap<FrameNumber, FrameAt>,
+    /// The number of the next frame of our own making.
+    pub(crate) next_thinned: u64,
     pub(crate) runs: VecDeque<LegalRun>,
     pub(crate) points: BTreeMap<Sequence, PointInfo>,
     pub(crate) segments: BTreeMap<u64, (Arc<dyn MediumFile>, u64)>,
@@ -264,7 +293,7 @@ pub(crate) struct Index {
 
 pub(crate) struct Ingest {
     pub(crate) active: Option<Segment>,
-    next_segment: u64,
+    pub(crate) next_segment: u64,
     poisoned: bool,
 }
 
@@ -275,14 +304,21 @@ pub(crate) struct Leases {
     open: BTreeMap<Sequence, usize>,
     /// A fold up to here is under way: what is older goes.
     pub(crate) folding: Option<Sequence>,
+    /// Between these two history is thinned: what lies between goes.
+    pub(crate) thinning: Option<(Sequence, Sequence)>,
 }
 
 impl Leases {
     pub(crate) fn oldest(&self) -> Option<Sequence> {
         self.open.keys().next().copied()
     }
+    /// Whether a view is open between the two, or at the second.
+    pub(crate) fn open_between(&self, after: Sequence, to: Sequence) -> bool {
+        self.open.range(after.next()..=to).next().is_some()
+    }
     fn goes(&self, position: Sequence) -> bool {
         self.folding.is_some_and(|to| position < to)
+            || self.thinning.is_some_and(|(after, to)| after < position && position < to)
     }
 }
 
@@ -291,8 +327,13 @@ pub(crate) struct Core {
     pub(crate) medium: Arc<dyn Medium>,
     pub(crate) machine: MachineId,
     pub(crate) disks: Vec<DiskSpec>,
-    /// One fold at a time; true: one failed half-way.
-    pub(crate) folding: Mutex<bool>,
+    pub(crate) limits: Limits,
+    /// One fold or thinning at a time.
+    pub(crate) folding: Mutex<Folding>,
+    /// Rises when records move: what a view looked up before is looked up again.
+    pub(crate) generation: AtomicU64,
+    /// Rises when a segment is rewritten: what was a place in it is none any more. Never 0.
+    pub(crate) rewrites: AtomicU64,
     leases: Mutex<Leases>,
     overlays: Mutex<Vec<Weak<Laid>>>,
     pub(crate) scrub: Mutex<Progress>,
@@ -324,6 +365,17 @@ impl Store {
         machine: MachineId,
         disks: &[DiskSpec],
         cache: Arc<Cache>,
+    ) -> Result<(Self, Vec<String>), ReplicaError> {
+        Self::open_limited(medium, machine, disks, cache, Limits::default())
+    }
+
+    /// The same, with other limits than a store has. What is stored is the same.
+    pub fn open_limited(
+        medium: Arc<dyn Medium>,
+        machine: MachineId,
+        disks: &[DiskSpec],
+        cache: Arc<Cache>,
+        limits: Limits,
     ) -> Result<(Self, Vec<String>), ReplicaError> {
         for folder in ["journal", "base", "views"] {
             medium.make_folder(folder).map_err(|error| ReplicaError::io(folder, error))?;
@@ -384,7 +436,10 @@ impl Store {
             medium,
             machine,
             disks: disks.to_vec(),
-            folding: Mutex::new(false),
+            limits,
+            folding: Mutex::default(),
+            generation: AtomicU64::new(1),
+            rewrites: AtomicU64::new(1),
             leases: Mutex::default(),
             overlays: Mutex::default(),
             scrub: Mutex::new(scrub),
@@ -529,8 +584,8 @@ impl Store {
         let mut churn = vec![0; buckets];
         let span = to.since(from).as_micros().max(1);
         let index = self.core.index();
-        let first = index.entries.partition_point(|entry| entry.time < from);
-        for entry in index.entries.range(first..).take_while(|entry| entry.time < to) {
+        let first = index.entries.seek(|entry| entry.time < from);
+        for entry in index.entries.after(first).take_while(|entry| entry.time < to) {
             let bucket = entry.time.since(from).as_micros() * buckets as u128 / span;
             if let Some(sum) = churn.get_mut(bucket as usize)
                 && entry.kind == RowKind::Write
@@ -576,10 +631,8 @@ impl Store {
                     let broken = next.or((!index.legality.is_legal()).then_some(index.last.newest));
                     (run.to, broken.filter(|_| *at > run.to.1).map(|end| (run.to.1, end)))
                 } else {
-                    let entry = index.entries.partition_point(|entry| entry.time <= *at);
-                    let entry = (entry + usize::from(planted::is(Bug::OneTooFar)))
-                        .checked_sub(1)
-                        .and_then(|entry| index.entries.get(entry));
+                    let after = index.entries.seek(|entry| entry.time <= *at);
+                    let entry = index.entries.last_below(after + u64::from(planted::is(Bug::OneTooFar)));
                     (
                         entry
                             .filter(|entry| entry.time >= run.from.1)
@@ -589,10 +642,10 @@ impl Store {
                 }
             }
         };
-        let first_lost = index.entries.partition_point(|entry| entry.sequence <= place.0);
+        let first_lost = index.entries.seek(|entry| entry.sequence <= place.0);
         let lost = index
             .entries
-            .range(first_lost..)
+            .after(first_lost)
             .filter(|entry| matches!(entry.kind, RowKind::Write | RowKind::Zero));
         let loss =
             lost.fold((0, 0), |(bytes, records), entry| (bytes + u64::from(entry.length), records + 1));
@@ -795,7 +848,7 @@ impl Core {
         ingest: &mut Ingest,
         frames: &[(&Envelope, Frame)],
     ) -> Result<Vec<(u64, Arc<dyn MediumFile>, u64, u64)>, ReplicaError> {
-        if ingest.active.as_ref().is_none_or(|active| active.end >= SEGMENT_BYTES) {
+        if ingest.active.as_ref().is_none_or(|active| active.end >= self.limits.segment_bytes) {
             let number = ingest.next_segment;
             let first = frames[0].0.head.identity.number;
             ingest.active = Some(Segment::create(&*self.medium, self.machine, number, first)?);
@@ -830,6 +883,51 @@ impl Core {
     }
 }
 
+/// The regions of the index that a range touches.
+fn regions_of(offset: u64, length: u32) -> std::ops::RangeInclusive<u64> {
+    offset / MAP_BYTES..=(offset + u64::from(length) - 1) / MAP_BYTES
+}
+
+impl Entry {
+    fn of(row: &Row, frame: FrameNumber, (sequence, time): (Sequence, Timestamp)) -> Self {
+        Self {
+            sequence,
+            time,
+            offset: row.offset,
+            frame,
+            length: row.length,
+            data_at: row.data_at,
+            disk: row.disk,
+            kind: row.kind,
+        }
+    }
+
+    /// The regions of the index that it stands in.
+    fn regions(&self) -> impl Iterator<Item = u64> + use<> {
+        let changes = matches!(self.kind, RowKind::Write | RowKind::Zero) && self.length > 0;
+        changes.then(|| regions_of(self.offset, self.length)).into_iter().flatten()
+    }
+
+    /// The same change, of a thinned stretch that ends at `to`.
+    pub(crate) fn of_thinned(row: &Row, frame: FrameNumber, to: (Sequence, Timestamp)) -> Self {
+        Self::of(row, frame, to)
+    }
+}
+
+impl FrameAt {
+    fn thinned(found: &segment::Found, thinned: &Thinned, segment: u64) -> Self {
+        Self {
+            number: found.head.identity.number,
+            chain: thinned.last,
+            digest: found.head.digest,
+            segment,
+            at: found.at,
+            length: found.length,
+            last: thinned.to,
+        }
+    }
+}
+
 impl Index {
     /// Adds a frame that is durable. `frame` is read for the names of points; where it is not at hand the
     /// points of the frame are told by the caller.
@@ -851,22 +949,12 @@ impl Index {
                 }
             }
             if matches!(row.kind, RowKind::Write | RowKind::Zero) && row.length > 0 {
-                let number = self.forgotten + self.entries.len() as u64;
-                let last = (row.offset + u64::from(row.length) - 1) / MAP_BYTES;
-                for region in row.offset / MAP_BYTES..=last {
+                let number = self.entries.next_number();
+                for region in regions_of(row.offset, row.length) {
                     self.regions.entry((row.disk, region)).or_default().push_back(number);
                 }
             }
-            self.entries.push_back(Entry {
-                sequence: row.sequence,
-                time: row.time,
-                offset: row.offset,
-                frame: head.identity.number,
-                length: row.length,
-                data_at: row.data_at,
-                disk: row.disk,
-                kind: row.kind,
-            });
+            self.entries.push(Entry::of(row, head.identity.number, (row.sequence, row.time)));
             if legal
                 && row.point
                 && let Some(frame) = frame
@@ -887,6 +975,7 @@ impl Index {
         }
         self.frames.push_back(FrameAt {
             number: head.identity.number,
+            chain: head.identity.number,
             digest: head.digest,
             segment,
             at,
@@ -895,32 +984,101 @@ impl Index {
         });
     }
 
+    /// Adds a record of a thinned stretch.
+    fn add_thinned(&mut self, found: &segment::Found, thinned: &Thinned, segment: u64) {
+        for entry in found.head.rows.iter().map(|row| Entry::of(row, found.head.identity.number, thinned.to)) {
+            let number = self.entries.next_number();
+            for region in entry.regions() {
+                self.regions.entry((entry.disk, region)).or_default().push_back(number);
+            }
+            self.entries.push(entry);
+        }
+        let frame = FrameAt::thinned(found, thinned, segment);
+        self.next_thinned = self.next_thinned.max(frame.number.0 + 1);
+        self.thinned_frames.insert(frame.number, frame.clone());
+        self.frames.push_back(frame);
+        if self.thinned.insert(thinned.last, *thinned).is_none() {
+            self.runs.push_back(LegalRun { from: thinned.to, to: thinned.to });
+        }
+        // It was thinned because its end is a state that was.
+        self.legality = Legality::legal();
+    }
+
+    /// The frame of the source that a record leads to, and its digest.
+    pub(crate) fn chain_of(&self, frame: &FrameAt) -> (FrameNumber, u128) {
+        let thinned = segment::is_thinned(frame.number).then(|| self.thinned.get(&frame.chain)).flatten();
+        thinned.map_or((frame.number, frame.digest), |thinned| (thinned.last, thinned.digest))
+    }
+
+    /// Where a frame stands; `None`: it is not there any more.
+    pub(crate) fn frame(&self, number: FrameNumber) -> Option<&FrameAt> {
+        if segment::is_thinned(number) {
+            return self.thinned_frames.get(&number);
+        }
+        let at = self.frames.partition_point(|frame| frame.chain < number);
+        self.frames.get(at).filter(|frame| frame.number == number)
+    }
+
     /// The entries that touch a region of a disk, oldest first.
     pub(crate) fn in_region(&self, disk: DiskIndex, region: u64) -> impl Iterator<Item = &Entry> {
         let numbers = self.regions.get(&(disk, region)).into_iter().flatten();
-        numbers.filter_map(|number| self.entries.get((number - self.forgotten) as usize))
+        numbers.filter_map(|number| self.entries.get(*number))
+    }
+
+    /// Puts the records of a thinned stretch in place of the entries of what it stands for.
+    pub(crate) fn replace_entries(&mut self, after: Sequence, to: Sequence, new: Vec<Entry>) {
+        let first = self.entries.seek(|entry| entry.sequence <= after);
+        let end = self.entries.seek(|entry| entry.sequence <= to);
+        let mut touched: HashMap<(DiskIndex, u64), Vec<u64>> = HashMap::new();
+        let mut came: Vec<(u64, Entry)> = Vec::with_capacity(new.len());
+        self.entries.replace(
+            first..end,
+            new.into_iter(),
+            |_, entry| {
+                for region in entry.regions() {
+                    touched.entry((entry.disk, region)).or_default();
+                }
+            },
+            |number, entry| came.push((number, *entry)),
+        );
+        for (number, entry) in came {
+            for region in entry.regions() {
+                touched.entry((entry.disk, region)).or_default().push(number);
+            }
+        }
+        for (place, new) in touched {
+            let numbers = self.regions.entry(place).or_default();
+            let from = numbers.partition_point(|number| *number < first);
+            let until = numbers.partition_point(|number| *number < end);
+            let tail = numbers.split_off(until);
+            numbers.truncate(from);
+            numbers.extend(new);
+            numbers.extend(tail);
+            if numbers.is_empty() {
+                self.regions.remove(&place);
+            }
+        }
     }
 
     pub(crate) fn forget_up_to(&mut self, to: Sequence, time: Timestamp) {
-        while self.frames.front().is_some_and(|frame| frame.last.0 <= to) {
-            self.frames.pop_front();
+        while self.frames.front().is_some_and(|frame| frame.last.0 <= to)
+            && let Some(frame) = self.frames.pop_front()
+        {
+            self.thinned_frames.remove(&frame.number);
+            self.thinned.remove(&frame.chain);
         }
         while self.entries.front().is_some_and(|entry| entry.sequence <= to)
-            && let Some(entry) = self.entries.pop_front()
+            && let Some((_, entry)) = self.entries.pop_front()
         {
-            if matches!(entry.kind, RowKind::Write | RowKind::Zero) && entry.length > 0 {
-                let last = (entry.offset + u64::from(entry.length) - 1) / MAP_BYTES;
-                for region in entry.offset / MAP_BYTES..=last {
-                    if let Some(numbers) = self.regions.get_mut(&(entry.disk, region)) {
-                        // In order: what is forgotten stands first.
-                        numbers.pop_front();
-                        if numbers.is_empty() {
-                            self.regions.remove(&(entry.disk, region));
-                        }
+            for region in entry.regions() {
+                if let Some(numbers) = self.regions.get_mut(&(entry.disk, region)) {
+                    // In order: what is forgotten stands first.
+                    numbers.pop_front();
+                    if numbers.is_empty() {
+                        self.regions.remove(&(entry.disk, region));
                     }
                 }
             }
-            self.forgotten += 1;
         }
         self.points = self.points.split_off(&to.next());
         while let Some(run) = self.runs.front_mut() {
@@ -963,9 +1121,11 @@ fn replay(
         now: Timestamp::from_micros(i64::MIN),
         unrecorded: Duration::ZERO,
         frames: VecDeque::new(),
-        entries: VecDeque::new(),
-        forgotten: 0,
+        entries: Entries::default(),
         regions: HashMap::new(),
+        thinned: BTreeMap::new(),
+        thinned_frames: HashMap::new(),
+        next_thinned: 1 << 63 | 1,
         runs: VecDeque::new(),
         points: BTreeMap::new(),
         segments: BTreeMap::new(),
@@ -979,7 +1139,10 @@ fn replay(
         index.legality = Legality::legal();
     }
     // The last process may have died between making a segment and syncing its entry.
-    medium.sync_folder("journal").map_err(|error| ReplicaError::io("journal", error))?;
+    medium
+        .remove(segment::REWRITTEN)
+        .and_then(|()| medium.sync_folder("journal"))
+        .map_err(|error| ReplicaError::io("journal", error))?;
     let names = medium.list("journal").map_err(|error| ReplicaError::io("journal", error))?;
     let mut numbers: Vec<u64> = names.iter().filter_map(|name| name.parse().ok()).collect();
     numbers.sort_unstable();
@@ -996,8 +1159,33 @@ fn replay(
         };
         for found in &read.records {
             let identity = &found.head.identity;
+            if let Some(thinned) = &found.thinned {
+                let begun = index.thinned.get(&thinned.last) == Some(&**thinned);
+                if thinned.last <= index.last.number && !begun {
+                    // Folded already, or part of a longer stretch.
+                    continue;
+                }
+                if !begun
+                    && (thinned.first != index.last.number.next() || thinned.previous != index.last.digest)
+                {
+                    index.damage = Some(format!(
+                        "segment {number}: the thinned frames {} to {} do not follow frame {}",
+                        thinned.first, thinned.last, index.last.number
+                    ));
+                    break;
+                }
+                index.add_thinned(found, thinned, number);
+                index.last = Appended {
+                    number: thinned.last,
+                    digest: thinned.digest,
+                    sequence: thinned.to.0,
+                    newest: thinned.to.1,
+                    duplicates: 0,
+                };
+                continue;
+            }
             if identity.number <= index.last.number {
-                // Folded already.
+                // Folded or thinned already.
                 continue;
             }
             if identity.number != index.last.number.next() || identity.previous != index.last.digest {
@@ -1075,10 +1263,11 @@ fn replay(
         };
         // The fold was whole but not on record: put it there, as `advance` would have.
         manifest.base_legal = index.runs.iter().any(|run| run.from.0 <= to && to <= run.to.0);
+        let (number, digest) = index.chain_of(&frame);
         manifest.base_sequence = frame.last.0;
         manifest.base_time = frame.last.1;
-        manifest.base_frame = frame.number;
-        manifest.base_digest = format!("{:032x}", frame.digest);
+        manifest.base_frame = number;
+        manifest.base_digest = format!("{digest:032x}");
         manifest::replace(medium, "manifest", &manifest)?;
         index.manifest = manifest;
         index.forget_up_to(frame.last.0, frame.last.1);

@@ -10,10 +10,12 @@
 use crate::cache::{Content, Key, Owner};
 use crate::extents::{ExtentMap, Run, overlapping};
 use crate::manifest::DiskSpec;
+use crate::planted::{self, Bug};
 use crate::store::{Core, MAP_BYTES, ReplicaError};
 use bytes::Bytes;
 use continuum_model::digest::{BlockSum, Digest, DiskDigest};
 use continuum_model::units::{DiskIndex, FrameNumber, REGION_BYTES, Sequence};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// What is read ahead is kept in pieces of this size. A whole number of them is a region of the index.
@@ -97,6 +99,21 @@ impl View {
     ///
     /// Errors: a range outside the disk; damage, in which case nothing unverified is returned.
     pub fn read_at(&self, disk: DiskIndex, offset: u64, out: &mut [u8]) -> Result<(), ReplicaError> {
+        loop {
+            let generation = self.generation();
+            match self.read_once(disk, offset, out) {
+                // Records moved while it was looked where they are.
+                Err(ReplicaError::Gap { .. }) if self.generation() != generation => {}
+                done => return done,
+            }
+        }
+    }
+
+    fn generation(&self) -> u64 {
+        self.core.generation.load(Ordering::Acquire)
+    }
+
+    fn read_once(&self, disk: DiskIndex, offset: u64, out: &mut [u8]) -> Result<(), ReplicaError> {
         let at = self.place(disk)?;
         let size = self.core.disks[at].size;
         let end = offset.saturating_add(out.len() as u64);
@@ -126,7 +143,10 @@ impl View {
 
     /// The runs of a region, in order.
     fn runs(&self, disk: DiskIndex, region: u64) -> Result<Arc<[Run<Source>]>, ReplicaError> {
-        let key = Key::Map(self.id, disk, region);
+        // Asked before the index is: what was looked up while it changed is kept under the older name.
+        let generation =
+            if planted::is(Bug::StaleMap) { 0 } else { self.generation() };
+        let key = Key::Map(self.id, disk, region, generation);
         if let Some(Content::Runs(runs)) = self.core.cache.get(key) {
             return Ok(runs);
         }

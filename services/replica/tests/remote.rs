@@ -67,6 +67,8 @@ type Held = BTreeMap<String, (Vec<u8>, u64)>;
 #[derive(Clone, Default)]
 struct Memory(Arc<Mutex<World>>);
 
+type BeforeReplace = Box<dyn FnOnce(&mut Held) + Send>;
+
 #[derive(Default)]
 struct World {
     objects: Held,
@@ -76,7 +78,7 @@ struct World {
     dies_at: Option<u64>,
     puts: u64,
     /// Done once, just before the next catalog is replaced.
-    before_replace: Option<Box<dyn FnOnce(&mut Held) + Send>>,
+    before_replace: Option<BeforeReplace>,
 }
 
 impl Memory {

@@ -15,7 +15,7 @@ use continuum_model::time::Timestamp;
 use continuum_model::units::{Bytes as Size, DiskIndex, Epoch, FrameNumber, Sequence};
 use continuum_replica::marks::{Mark, Proofs};
 use continuum_replica::medium::{Fault, Lie, Simulated};
-use continuum_replica::{Cache, DiskSpec, Overlay, ReplicaError, Store, View};
+use continuum_replica::{Cache, DiskSpec, Limits, Overlay, ReplicaError, Store, View};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::collections::BTreeMap;
@@ -35,7 +35,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { steps: 30, lie: None }
+        Self { steps: 36, lie: None }
     }
 }
 
@@ -52,6 +52,10 @@ pub struct Counts {
     pub folds: u64,
     /// Folds while a view was open.
     pub folds_under_views: u64,
+    /// Stretches of history that were thinned.
+    pub thinned: u64,
+    /// Of these, while a view was open.
+    pub thinned_under_views: u64,
     /// Views compared.
     pub views: u64,
     /// Overlays compared after a start.
@@ -71,6 +75,8 @@ impl std::ops::AddAssign for Counts {
         self.starts += other.starts;
         self.folds += other.folds;
         self.folds_under_views += other.folds_under_views;
+        self.thinned += other.thinned;
+        self.thinned_under_views += other.thinned_under_views;
         self.views += other.views;
         self.overlays += other.overlays;
         self.compactions += other.compactions;
@@ -121,6 +127,7 @@ struct World<'t> {
     trace: &'t std::sync::Mutex<Vec<String>>,
     medium: Simulated,
     cache_bytes: usize,
+    limits: Limits,
     shape: u32,
     store: Option<Store>,
     counts: Counts,
@@ -138,6 +145,8 @@ struct World<'t> {
     attempted: u64,
     /// The store may have folded up to here, and not further.
     floor: Sequence,
+    /// Between these, and up to points at the second, history may have been thinned.
+    thinned: Vec<(Sequence, Sequence)>,
     marks: BTreeMap<PointId, Mark>,
     /// Marks whose change failed: either is right.
     unsure: BTreeMap<PointId, Mark>,
@@ -173,13 +182,21 @@ impl<'t> World<'t> {
     fn new(seed: u64, options: &Options, trace: &'t std::sync::Mutex<Vec<String>>) -> Result<Self, String> {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let medium = Simulated::default();
-        let cache_bytes = [0, 200 << 10, 4 << 20][rng.random_range(0..3)];
+        let cache_bytes = [0, 40 << 10, 4 << 20][rng.random_range(0..3)];
         let shape = rng.random_range(0..4);
+        let of_store = Limits::default();
+        let limits = Limits {
+            segment_bytes: [2_000, 10_000, 40_000, of_store.segment_bytes][rng.random_range(0..4)],
+            fold_bytes: [20_000, of_store.fold_bytes][rng.random_range(0..2)],
+            fold_blocks: rng.random_range(1..3),
+            thin_bytes: [50_000, of_store.thin_bytes][rng.random_range(0..2)],
+        };
         let mut world = Self {
             rng,
             trace,
             medium,
             cache_bytes,
+            limits,
             shape,
             store: None,
             counts: Counts::default(),
@@ -193,6 +210,7 @@ impl<'t> World<'t> {
             acked: 0,
             attempted: 0,
             floor: Sequence(0),
+            thinned: Vec::new(),
             marks: BTreeMap::new(),
             unsure: BTreeMap::new(),
             views: Vec::new(),
@@ -360,12 +378,13 @@ impl<'t> World<'t> {
         let done = match self.rng.random_range(0..100) {
             0..34 => self.append(),
             34..39 => self.refused_frames(),
-            39..54 => self.fold(),
-            54..60 => self.mark(),
-            60..63 => self.fence(),
-            63..70 => self.open_view(),
-            70..74 => self.close_view(),
-            74..90 => self.overlay(),
+            39..48 => self.fold(),
+            48..59 => self.thin(),
+            59..64 => self.mark(),
+            64..67 => self.fence(),
+            67..72 => self.open_view(),
+            72..75 => self.close_view(),
+            75..90 => self.overlay(),
             90..93 => self.append_and_lose_power(),
             _ => return self.restart(),
         };
@@ -542,12 +561,76 @@ impl<'t> World<'t> {
         Ok(())
     }
 
+    /// Whether a position may have been thinned away; a point, also at the end of a stretch.
+    fn may_be_thinned(&self, position: Sequence, point: bool) -> bool {
+        let inside = |(after, to): &(Sequence, Sequence)| {
+            *after < position && (position < *to || (point && position == *to))
+        };
+        self.thinned.iter().any(inside)
+    }
+
+    fn thin(&mut self) -> Done {
+        let store = self.store()?;
+        let at = self.rng.random_range(0..=self.acked as usize);
+        let until = self.ends.get(at).map_or(Timestamp::from_micros(0), |(_, time)| *time);
+        let step = self.rng.random_range(1..60_000);
+        let bucket = |time: Timestamp| (time <= until).then(|| (1, time.micros() / step));
+        let Some(stretch) = store.thinnable(&bucket) else { return Ok(()) };
+        let (after, to) = (stretch.after.0, stretch.to.0);
+        self.say(format!("thin what is after {after} and before {to}, of {step} µs before {until}"));
+        let views = self.views.iter().map(View::position).chain(self.laid.iter().map(|laid| laid.position));
+        let needed = views.filter(|at| after < *at && *at < to).count();
+        let pins = self.points().filter(|(record, id, _)| {
+            self.pinned(*id) && after < record.sequence && record.sequence <= to
+        });
+        if needed + pins.count() > 0 {
+            return Err(Trouble::Wrong("what somebody needs would be thinned away".into()));
+        }
+        let inside: Vec<Sequence> = self
+            .records
+            .iter()
+            .filter(|record| record.legal && after < record.sequence && record.sequence < to)
+            .map(|record| record.sequence)
+            .filter(|position| !self.may_be_thinned(*position, false))
+            .collect();
+        // Somebody may come in between.
+        if !inside.is_empty() && self.rng.random_range(0..6) == 0 {
+            let position = inside[self.rng.random_range(0..inside.len())];
+            let view = store.open_view(position).map_err(trouble("open a view"))?;
+            self.say(format!("open a view at {position} before it is thinned"));
+            self.views.push(view);
+            return match store.thin(&stretch, &|| false).map_err(trouble("thin"))? {
+                true => Err(Trouble::Wrong("it was thinned below an open view".into())),
+                false => Ok(()),
+            };
+        }
+        self.thinned.push((after, to));
+        let stopped = self.rng.random_range(0..8) == 0;
+        let calls = std::cell::Cell::new(0);
+        let stop = || {
+            calls.set(calls.get() + 1);
+            stopped && calls.get() > 2
+        };
+        let done = store.thin(&stretch, &stop).map_err(trouble("thin"))?;
+        if done {
+            self.counts.thinned += 1;
+            self.counts.thinned_under_views += u64::from(!(self.views.is_empty() && self.laid.is_empty()));
+            if let Some(wrong) = inside.iter().find(|position| store.open_view(**position).is_ok()) {
+                return Err(Trouble::Wrong(format!("{wrong} was thinned away, and is opened")));
+            }
+        } else if !stopped {
+            return Err(Trouble::Wrong("it was not thinned, and nothing stood in its way".into()));
+        }
+        Ok(())
+    }
+
     fn mark(&mut self) -> Done {
         let last = self.last();
         let known: Vec<(PointId, Sequence)> = self
             .points()
             .filter(|(record, ..)| record.sequence > self.floor && record.sequence <= last)
             .map(|(record, id, _)| (id, record.sequence))
+            .filter(|(_, position)| !self.may_be_thinned(*position, true))
             .collect();
         if known.is_empty() {
             return Ok(());
@@ -588,6 +671,7 @@ impl<'t> World<'t> {
             .iter()
             .filter(|record| record.legal && record.sequence >= self.floor && record.sequence <= last)
             .map(|record| record.sequence)
+            .filter(|position| !self.may_be_thinned(*position, false))
             .collect();
         match self.rng.random_range(0..4) {
             _ if legal.is_empty() => None,
@@ -717,12 +801,7 @@ impl<'t> World<'t> {
             let nth = self.rng.random_range(1..40);
             let fault = if self.rng.random_range(0..2) == 0 { Fault::PowerCut } else { Fault::Error };
             self.medium.fault_at_call(nth, fault);
-            let opened = Store::open_with(
-                Arc::new(self.medium.clone()),
-                MACHINE,
-                &disks(),
-                Cache::new(self.cache_bytes),
-            );
+            let opened = self.open();
             self.medium.disarm();
             self.say(format!("{fault:?} at call {nth} of the start: opened {}", opened.is_ok()));
             drop(opened);
@@ -757,10 +836,14 @@ impl<'t> World<'t> {
         Ok(())
     }
 
+    fn open(&self) -> Result<(Store, Vec<String>), ReplicaError> {
+        let medium = Arc::new(self.medium.clone());
+        Store::open_limited(medium, MACHINE, &disks(), Cache::new(self.cache_bytes), self.limits)
+    }
+
     fn start(&mut self) -> Result<(), String> {
         let (store, findings) =
-            Store::open_with(Arc::new(self.medium.clone()), MACHINE, &disks(), Cache::new(self.cache_bytes))
-                .map_err(|error| format!("the store does not open: {}", chain(&error)))?;
+            self.open().map_err(|error| format!("the store does not open: {}", chain(&error)))?;
         for finding in findings {
             self.say(format!("found: {finding}"));
         }
@@ -885,7 +968,14 @@ impl<'t> World<'t> {
         if older.is_empty() {
             return Ok(());
         }
-        let position = older[self.rng.random_range(0..older.len())];
+        // Above all the oldest that the store still offers.
+        let oldest = store.state().oldest_legal;
+        let offered = |position: &&Sequence| {
+            self.records.iter().any(|record| record.sequence == **position && Some(record.time) == oldest)
+        };
+        let offered = older.iter().find(offered).copied();
+        let random = older[self.rng.random_range(0..older.len())];
+        let position = offered.filter(|_| self.rng.random_range(0..4) > 0).unwrap_or(random);
         match store.open_view(position) {
             Ok(view) => {
                 drop(view);
@@ -909,9 +999,27 @@ impl<'t> World<'t> {
         let Some(expected) = newest.filter(|record| record.sequence >= self.floor) else { return Ok(()) };
         let found = match store.resolve(&PointChoice::Moment(asked)) {
             Ok(found) => found,
+            Err(ReplicaError::NoPoint { .. })
+                if self.records.iter().filter(|record| record.legal && record.sequence <= expected.sequence).all(
+                    |record| record.sequence < self.floor || self.may_be_thinned(record.sequence, false),
+                ) =>
+            {
+                return Ok(());
+            }
             Err(error) => return Err(format!("{asked} is not found: {}", chain(&error))),
         };
-        if (found.position, found.time) != (expected.sequence, expected.time) {
+        // Or, where that was thinned, the newest that was not.
+        let told = self.records[..count].iter().find(|record| {
+            record.legal && (record.sequence, record.time) == (found.position, found.time)
+        });
+        let right = told.is_some_and(|told| {
+            let skipped = |record: &&Written| {
+                record.legal && told.sequence < record.sequence && record.sequence <= expected.sequence
+            };
+            told.sequence <= expected.sequence
+                && self.records.iter().filter(skipped).all(|record| self.may_be_thinned(record.sequence, false))
+        });
+        if !right {
             return Err(format!("{asked} is told as {}, not {}", found.position, expected.sequence));
         }
         // An illegal position is never opened.
@@ -929,7 +1037,7 @@ impl<'t> World<'t> {
         let mut wanted = 0;
         for (record, id, barrier) in self.points().filter(|(record, ..)| record.sequence <= last) {
             let found = listed.iter().find(|point| point.id == id);
-            let must = record.sequence > self.floor;
+            let must = record.sequence > self.floor && !self.may_be_thinned(record.sequence, true);
             match found {
                 None if must => return Err(format!("the point at {} is not listed", record.sequence)),
                 None => continue,
@@ -969,6 +1077,12 @@ impl<'t> World<'t> {
         let until = self.ends[self.ends.len() / 2].1;
         let limit = self.fold_limit(until, false);
         self.floor = self.floor.max(limit);
+        // What a stretch left goes with its end.
+        let around = |limit: Sequence| {
+            let over = self.thinned.iter().filter(|(after, to)| *after < limit && limit < *to);
+            over.map(|(after, _)| *after).min().unwrap_or(limit)
+        };
+        let limit = around(limit);
         while store.fold(until, None).map_err(|error| format!("the last fold: {}", chain(&error)))? {}
         let goes = self.records.iter().find(|record| record.legal && record.sequence < limit);
         if let Some(goes) = goes
@@ -1000,12 +1114,7 @@ impl<'t> World<'t> {
             let at = self.rng.random_range(0..content.len());
             self.medium.corrupt(&name, |bytes| bytes[at] ^= 1 << (at % 8));
             self.say(format!("byte {at} of {name} is changed"));
-            let opened = Store::open_with(
-                Arc::new(self.medium.clone()),
-                MACHINE,
-                &disks(),
-                Cache::new(self.cache_bytes),
-            );
+            let opened = self.open();
             let mut noticed = opened.as_ref().map_or(true, |(store, _)| store.state().damage.is_some());
             if let Ok((store, _)) = opened {
                 for _ in 0..4 {
