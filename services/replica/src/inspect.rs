@@ -14,7 +14,7 @@ use crate::manifest::{self, DiskSpec, Manifest};
 use crate::marks::Marks;
 use crate::medium::{Medium, MediumFile};
 use crate::read::open_envelope;
-use crate::segment::{self, Finder, Segment};
+use crate::segment::{self, Finder, Segment, Thinned};
 use crate::snapshot::Snapshot;
 use crate::store::{PointInfo, State};
 use continuum_model::feed::envelope::{ENVELOPE_BYTES, EnvelopePrefix};
@@ -172,9 +172,11 @@ pub struct FrameFacts {
     pub machine: MachineId,
     /// Its writer.
     pub epoch: u64,
-    /// Its number.
+    /// Its number; of a thinned stretch, the last one that it stands for.
     pub number: u64,
-    /// Its digest.
+    /// The same, or of a thinned stretch the first one that it stands for.
+    pub first_number: u64,
+    /// Its digest, or that of the last frame that it stands for.
     pub digest: u128,
     /// The digest of the frame before.
     pub previous: u128,
@@ -209,6 +211,7 @@ impl FrameFacts {
             machine: head.identity.machine,
             epoch: head.identity.epoch.0,
             number: head.identity.number.0,
+            first_number: head.identity.number.0,
             digest: head.digest,
             previous: head.identity.previous,
             codec,
@@ -329,7 +332,7 @@ fn file(medium: &Snapshot, name: &str, depth: Depth) -> io::Result<Content> {
         match header {
             Ok(header) => {
                 (facts.number, facts.machine) = (Some(header.number), Some(header.machine));
-                walk(&mut facts, file, header.number, depth, true, &mut |_| {});
+                walk(&mut facts, file, (header.number, 0), depth, true, &mut |_| {});
             }
             Err(reason) => {
                 // The frames in it are told nevertheless: they carry their own sums.
@@ -387,9 +390,11 @@ impl SegmentFacts {
     fn frame(&mut self, frame: FrameFacts, depth: Depth) {
         if let Some((_, last)) = &self.span
             && frame.machine == last.machine
-            && (last.number.checked_add(1) != Some(frame.number) || last.digest != frame.previous)
+            // The records of a thinned stretch stand for the same frames.
+            && (frame.first_number, frame.number) != (last.first_number, last.number)
+            && (last.number.checked_add(1) != Some(frame.first_number) || last.digest != frame.previous)
         {
-            let what = format!("frame {} does not follow frame {}", frame.number, last.number);
+            let what = format!("frame {} does not follow frame {}", frame.first_number, last.number);
             self.problem(Some(frame.at), None, what, Affects::Moments(Some(last.last.1), None));
         }
         self.frames_total += 1;
@@ -402,10 +407,11 @@ impl SegmentFacts {
 }
 
 /// Walks a segment record by record; past damage to the next whole record. Each good frame's rows are `seen`.
+/// Frames up to `passed` are told elsewhere: a thinned stretch stands for them.
 fn walk(
     facts: &mut SegmentFacts,
     file: Arc<dyn MediumFile>,
-    number: u64,
+    (number, passed): (u64, u64),
     depth: Depth,
     newest: bool,
     seen: &mut dyn FnMut(&Read<'_>),
@@ -416,16 +422,43 @@ fn walk(
     let (mut at, mut effort) = (segment::HEADER_BYTES, length.saturating_mul(SEARCH_EFFORT).max(64 << 20));
     let records = segment.file.clone();
     let mut finder = Finder::of_records(&*records, length);
+    // The stretch that is read, and how many of its records are to come.
+    let mut stretch: Option<(Thinned, u32)> = None;
+    let told = |facts: FrameFacts, stretch: &mut Option<(Thinned, u32)>| {
+        let Some((thinned, left)) = stretch else { return facts };
+        let facts = FrameFacts {
+            first_number: thinned.first.0,
+            number: thinned.last.0,
+            digest: thinned.digest,
+            previous: thinned.previous,
+            ..facts
+        };
+        *left -= 1;
+        if *left == 0 {
+            *stretch = None;
+        }
+        facts
+    };
     while at < length {
+        if stretch.is_none()
+            && let Ok(Some(thinned)) = segment.read_thinned(at, length)
+        {
+            stretch = Some((thinned, thinned.records));
+            at += segment::THINNED_BYTES;
+            continue;
+        }
         let reason = match segment.read_record(at, length, payload) {
             Ok(found) => {
                 let bytes = u64::from(found.length);
                 let opened = envelope_of(&*segment.file, found.at, found.length, depth.verify);
                 let codec = *opened.as_ref().unwrap_or(&Codec::Plain);
-                let frame = FrameFacts::of(&found.head, codec, found.at, bytes);
-                facts.frame(frame, depth);
-                seen(&Read { head: &found.head, at: found.at, bytes, damage: opened.as_ref().err() });
+                let frame = told(FrameFacts::of(&found.head, codec, found.at, bytes), &mut stretch);
                 at = found.at + bytes;
+                if frame.number > passed {
+                    facts.frame(frame, depth);
+                    let (at, number) = (found.at, frame.number);
+                    seen(&Read { head: &found.head, number, at, bytes, damage: opened.as_ref().err() });
+                }
                 continue;
             }
             Err(reason) => reason,
@@ -434,20 +467,27 @@ fn walk(
         // The head may be whole where only the data behind it is not: then the chain goes on.
         if payload && let Ok(found) = segment.read_record(at, length, false) {
             let bytes = u64::from(found.length);
+            let frame = told(FrameFacts::of(&found.head, Codec::Plain, found.at, bytes), &mut stretch);
+            at = found.at + bytes;
+            if frame.number <= passed {
+                continue;
+            }
             let damage = "its data does not match its checksum".to_owned();
             if newest {
                 // Here a store stops reading when it is opened, and cuts what is the very end.
                 let affects =
                     if found.at + bytes < length { Affects::Moments(since, None) } else { Affects::Tail };
-                let what = format!("frame {}: {damage}", found.head.identity.number);
+                let what = format!("frame {}: {damage}", frame.number);
                 facts.problem(Some(found.at), Some(bytes), what, affects);
             } else {
-                seen(&Read { head: &found.head, at: found.at, bytes, damage: Some(&damage) });
+                let (at, number) = (found.at, frame.number);
+                seen(&Read { head: &found.head, number, at, bytes, damage: Some(&damage) });
             }
-            facts.frame(FrameFacts::of(&found.head, Codec::Plain, found.at, bytes), depth);
-            at = found.at + bytes;
+            facts.frame(frame, depth);
             continue;
         }
+        // Which of a stretch's records are missing is not known.
+        stretch = None;
         let mut next = at + 1;
         let found = loop {
             let Some(hit) = finder.next(next) else { break None };
@@ -477,6 +517,7 @@ fn walk(
 /// A frame that was read, with what is wrong with its data.
 struct Read<'a> {
     head: &'a FrameHead,
+    number: u64,
     at: u64,
     bytes: u64,
     damage: Option<&'a String>,
@@ -704,6 +745,8 @@ fn journal(
     for name in names {
         match name.parse::<u64>() {
             Ok(number) if segment::file_name(number) == format!("journal/{name}") => numbers.push(number),
+            // A segment that was being rewritten goes at the next start.
+            Err(_) if format!("journal/{name}") == segment::REWRITTEN => {}
             Ok(_) | Err(_) => {
                 let what = "no segment is named like this".to_owned();
                 facts.problem(&format!("journal/{name}"), None, what, Affects::NoMoment);
@@ -755,10 +798,11 @@ fn journal(
             segment.problem(Some(0), Some(segment::HEADER_BYTES.min(length)), reason, affects);
         }
         let (mut frames, mut frame_bytes) = (0, 0);
-        walk(&mut segment, file.into(), number, depth, newest, &mut |read| {
+        let passed = chain.map_or(0, |last| last.number);
+        walk(&mut segment, file.into(), (number, passed), depth, newest, &mut |read| {
             told(read.bytes);
             // The base holds what these hold.
-            if read.head.identity.number.0 <= base_frame {
+            if read.number <= base_frame {
                 return;
             }
             (frames, frame_bytes) = (frames + 1, frame_bytes + read.bytes);
@@ -773,12 +817,13 @@ fn journal(
         if let Some((first, last)) = segment.span {
             let before = chain.map(|last| (last.number, last.digest, last.last.1));
             if let Some((number, digest, since)) = before
-                && (number.checked_add(1) != Some(first.number) || digest != first.previous)
+                && (number.checked_add(1) != Some(first.first_number) || digest != first.previous)
             {
-                let what = format!("frame {} does not follow frame {number}", first.number);
+                let what = format!("frame {} does not follow frame {number}", first.first_number);
                 segment.problem(Some(first.at), None, what, Affects::Moments(Some(since), None));
-            } else if chain.is_none() && first.number > base_frame.saturating_add(1) {
-                let what = format!("its first frame is {}, and the base ends at {base_frame}", first.number);
+            } else if chain.is_none() && first.first_number > base_frame.saturating_add(1) {
+                let what =
+                    format!("its first frame is {}, and the base ends at {base_frame}", first.first_number);
                 segment.problem(Some(first.at), None, what, Affects::Moments(None, None));
             }
             chain = Some(last);
@@ -799,7 +844,7 @@ fn wound(file: &str, read: &Read<'_>, reason: &str) -> Wound {
             file: file.to_owned(),
             at: Some(read.at),
             bytes: Some(read.bytes),
-            what: format!("frame {}: {reason}", read.head.identity.number),
+            what: format!("frame {}: {reason}", read.number),
             affects: Affects::Unknown,
         },
         since: Some((read.head.last_sequence(), read.head.first_time)),
@@ -892,8 +937,8 @@ fn heal(facts: &mut StoreFacts, medium: &Snapshot, mut wounds: Vec<Wound>) {
         let Some(number) = segment.number else { continue };
         let Ok(file) = medium.open(&segment::file_name(number), false) else { continue };
         let mut again = SegmentFacts { bytes: segment.bytes, ..SegmentFacts::default() };
-        walk(&mut again, file.into(), number, Depth::default(), false, &mut |read| {
-            if read.head.identity.number.0 > base_frame {
+        walk(&mut again, file.into(), (number, 0), Depth::default(), false, &mut |read| {
+            if read.number > base_frame {
                 for row in read.head.rows.iter().filter(|row| row.length > 0) {
                     left.iter_mut().for_each(|needed| needed.written(row));
                 }

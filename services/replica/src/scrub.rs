@@ -238,10 +238,16 @@ impl Slice<'_> {
         let core = self.core;
         let rewrites = core.rewrites.load(Ordering::Acquire);
         if rewrites != self.rewrites {
-            // Records may stand elsewhere in the segment: it is begun again.
+            // Records may stand elsewhere in the segment. What was passed over by that was read when it was rewritten.
             self.rewrites = rewrites;
-            if at > 0 {
-                return Place::Journal { segment, at: 0 };
+            if at > HEADER_BYTES {
+                let index = core.index();
+                let here = index.frames.iter().filter(|frame| frame.segment == segment);
+                let next = here.map(|frame| frame.at - RECORD_BYTES).filter(|place| *place >= at).min();
+                return match next {
+                    Some(at) => Place::Journal { segment, at },
+                    None => Place::Journal { segment: segment + 1, at: 0 },
+                };
             }
         }
         let first_disk =

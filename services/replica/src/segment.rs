@@ -135,7 +135,11 @@ impl Thinned {
         bytes
     }
 
-    fn decode(bytes: &[u8; THINNED_BYTES as usize], position: u64, segment: u64) -> Result<Self, &'static str> {
+    fn decode(
+        bytes: &[u8; THINNED_BYTES as usize],
+        position: u64,
+        segment: u64,
+    ) -> Result<Self, &'static str> {
         let long = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap_or_default());
         let digest = |at: usize| u128::from_le_bytes(bytes[at..at + 16].try_into().unwrap_or_default());
         let time = |at: usize| Timestamp::from_micros(long(at) as i64);
@@ -287,7 +291,10 @@ impl Segment {
             // Of no use in parts: it was renamed into place as a whole.
             records.truncate(before);
             damage.get_or_insert_with(|| {
-                format!("segment {number}: of a thinned stretch of {} records some are missing", thinned.records)
+                format!(
+                    "segment {number}: of a thinned stretch of {} records some are missing",
+                    thinned.records
+                )
             });
         }
         let torn = length.saturating_sub(segment.end);

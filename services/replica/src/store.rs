@@ -12,6 +12,7 @@
 use crate::base::Base;
 use crate::cache::{Cache, Owner};
 use crate::entries::Entries;
+use crate::fold::Folding;
 use crate::manifest::{self, DiskSpec, FORMAT, Manifest};
 use crate::marks::{Lock, Mark, Marks, Proofs};
 use crate::medium::{Medium, MediumFile};
@@ -19,7 +20,6 @@ use crate::overlay::{COMPACT_BYTES, Laid, Overlay};
 use crate::planted::{self, Bug};
 use crate::read::open_envelope;
 use crate::scrub::{Finding, Progress};
-use crate::fold::Folding;
 use crate::segment::{self, RECORD_BYTES, Segment, Thinned};
 use crate::view::View;
 use continuum_model::feed::frame::{Row, RowKind};
@@ -54,7 +54,12 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { segment_bytes: segment::SEGMENT_BYTES, fold_bytes: 32 << 20, fold_blocks: 1024, thin_bytes: 2 << 30 }
+        Self {
+            segment_bytes: segment::SEGMENT_BYTES,
+            fold_bytes: 32 << 20,
+            fold_blocks: 1024,
+            thin_bytes: 2 << 30,
+        }
     }
 }
 
@@ -986,7 +991,8 @@ impl Index {
 
     /// Adds a record of a thinned stretch.
     fn add_thinned(&mut self, found: &segment::Found, thinned: &Thinned, segment: u64) {
-        for entry in found.head.rows.iter().map(|row| Entry::of(row, found.head.identity.number, thinned.to)) {
+        for entry in found.head.rows.iter().map(|row| Entry::of(row, found.head.identity.number, thinned.to))
+        {
             let number = self.entries.next_number();
             for region in entry.regions() {
                 self.regions.entry((entry.disk, region)).or_default().push_back(number);

@@ -191,11 +191,7 @@ fn has_mark(index: &Index, after: Sequence, to: Sequence) -> bool {
 }
 
 /// What of the units can be thinned together, oldest first.
-fn stretches<'a>(
-    index: &'a Index,
-    units: &'a [Unit],
-    most: u64,
-) -> impl Iterator<Item = Stretch> + use<'a> {
+fn stretches<'a>(index: &'a Index, units: &'a [Unit], most: u64) -> impl Iterator<Item = Stretch> + use<'a> {
     let mut place = 0;
     std::iter::from_fn(move || {
         while place < units.len() {
@@ -277,7 +273,8 @@ fn is_worth_it(changes: &[Changed], core: &Core) -> bool {
     let data = |source: &Source| matches!(source, Source::Frame { .. });
     let before: u64 = changes.iter().filter(|(.., source)| data(source)).map(|(_, s, e, _)| e - s).sum();
     let runs = newest(changes, core);
-    let after: u64 = runs.iter().filter(|(_, run)| data(&run.source)).map(|(_, run)| run.end - run.start).sum();
+    let after: u64 =
+        runs.iter().filter(|(_, run)| data(&run.source)).map(|(_, run)| run.end - run.start).sum();
     // Each frame has a mark as well, and what is long is cut.
     let records = runs.len() + (after / FRAME_BYTES as u64) as usize * 3 + runs.len() / FRAME_ROWS + 2;
     let small = changes.len() < 64;
@@ -326,10 +323,7 @@ impl Core {
         let last = index.frames.get(end.checked_sub(1)?)?;
         let (number, previous) = match first.checked_sub(1).and_then(|at| index.frames.get(at)) {
             Some(before) => index.chain_of(before),
-            None => (
-                index.manifest.base_frame,
-                u128::from_str_radix(&index.manifest.base_digest, 16).ok()?,
-            ),
+            None => (index.manifest.base_frame, u128::from_str_radix(&index.manifest.base_digest, 16).ok()?),
         };
         // The same frames as when it was planned, and still there.
         if (number.next(), last.chain) != (stretch.first, stretch.last) || last.last != stretch.to {
@@ -422,7 +416,9 @@ impl Core {
             }
             let from = index.frames.partition_point(|frame| frame.chain < moved.chain);
             let same = |frame: &&mut FrameAt| frame.number == moved.number;
-            if let Some(known) = index.frames.range_mut(from..).take_while(|f| f.chain == moved.chain).find(same) {
+            if let Some(known) =
+                index.frames.range_mut(from..).take_while(|f| f.chain == moved.chain).find(same)
+            {
                 known.at = moved.at;
             }
         }
@@ -495,7 +491,8 @@ impl Out<'_> {
             let (file, thinned) = {
                 let index = self.core.index();
                 let file = index.segments.get(&frame.segment).map(|(file, _)| file.clone());
-                let thinned = segment::is_thinned(frame.number).then(|| index.thinned.get(&frame.chain).copied());
+                let thinned =
+                    segment::is_thinned(frame.number).then(|| index.thinned.get(&frame.chain).copied());
                 (file, thinned.flatten())
             };
             let gone = || ReplicaError::Damaged {
@@ -525,12 +522,21 @@ impl Out<'_> {
         let mut runs = newest(&plan.changes, self.core);
         // In the order in which they stand, so that each frame is read once.
         runs.sort_unstable_by_key(|(disk, run)| match run.source {
-            Source::Frame { number, data_at } => {
-                (self.core.index().frame(number).map_or((0, 0), |f| (f.segment, f.at)), u64::from(data_at), *disk)
-            }
+            Source::Frame { number, data_at } => (
+                self.core.index().frame(number).map_or((0, 0), |f| (f.segment, f.at)),
+                u64::from(data_at),
+                *disk,
+            ),
             Source::Zero => ((u64::MAX, 0), run.start, *disk),
         });
-        let mut making = Making { plan, next: plan.next, rows: Vec::new(), data: 0, frames: Vec::new(), entries: Vec::new() };
+        let mut making = Making {
+            plan,
+            next: plan.next,
+            rows: Vec::new(),
+            data: 0,
+            frames: Vec::new(),
+            entries: Vec::new(),
+        };
         let mut last: Option<(FrameNumber, Bytes)> = None;
         for (disk, run) in runs {
             match run.source {
@@ -538,7 +544,10 @@ impl Out<'_> {
                     let mut at = run.start;
                     while at < run.end {
                         let length = (run.end - at).min(ZERO_BYTES);
-                        making.add(self, Change::Zero { disk, offset: at, length: length as u32, injected: false })?;
+                        making.add(
+                            self,
+                            Change::Zero { disk, offset: at, length: length as u32, injected: false },
+                        )?;
                         at += length;
                     }
                 }
@@ -608,13 +617,8 @@ impl Making<'_> {
             builder.push(&Record { sequence, time, change });
         }
         let number = FrameNumber(self.next);
-        let identity = Identity {
-            machine: out.core.machine,
-            epoch: self.plan.epoch,
-            number,
-            session: 0,
-            previous: 0,
-        };
+        let identity =
+            Identity { machine: out.core.machine, epoch: self.plan.epoch, number, session: 0, previous: 0 };
         let Some(frame) = builder.finish(identity) else { return Ok(()) };
         self.next += 1;
         self.data = 0;

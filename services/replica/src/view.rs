@@ -144,8 +144,7 @@ impl View {
     /// The runs of a region, in order.
     fn runs(&self, disk: DiskIndex, region: u64) -> Result<Arc<[Run<Source>]>, ReplicaError> {
         // Asked before the index is: what was looked up while it changed is kept under the older name.
-        let generation =
-            if planted::is(Bug::StaleMap) { 0 } else { self.generation() };
+        let generation = if planted::is(Bug::StaleMap) { 0 } else { self.generation() };
         let key = Key::Map(self.id, disk, region, generation);
         if let Some(Content::Runs(runs)) = self.core.cache.get(key) {
             return Ok(runs);

@@ -9,10 +9,10 @@ use continuum_model::id::{PointId, ViewId};
 use continuum_model::time::Timestamp;
 use continuum_model::units::{Bytes, DiskIndex, Sequence};
 use continuum_replica::medium::{Fault, MediumFile, Simulated};
-use continuum_replica::{Folder, Medium, ReplicaError, Store};
+use continuum_replica::{Folder, Limits, Medium, ReplicaError, Store};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use source::{Source, open};
+use source::{Source, open_limited};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -20,11 +20,18 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 const VIEW: ViewId = ViewId::from_bytes([9; 16]);
 
+/// A store with several segments.
+fn open(medium: impl Medium + 'static) -> Store {
+    open_limited(medium, Limits { segment_bytes: 20_000, fold_blocks: 1, ..Limits::default() })
+}
+
 /// Something that a store does, as one piece.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Act {
     Append,
     Fold,
+    Thin,
+    FoldThinned,
     Mark,
     Overlay,
     Compact,
@@ -32,8 +39,17 @@ enum Act {
     Start,
 }
 
-const ACTS: [Act; 7] =
-    [Act::Append, Act::Fold, Act::Mark, Act::Overlay, Act::Compact, Act::Scrub, Act::Start];
+const ACTS: [Act; 9] = [
+    Act::Append,
+    Act::Fold,
+    Act::Thin,
+    Act::FoldThinned,
+    Act::Mark,
+    Act::Overlay,
+    Act::Compact,
+    Act::Scrub,
+    Act::Start,
+];
 
 impl Act {
     fn calls_min(self) -> u64 {
@@ -57,7 +73,8 @@ impl Scene {
     fn set(store: &Store) -> Self {
         let mut source = Source::new(11);
         (0..6).for_each(|_| source.frame(6));
-        let acked = store.append(&source.frames).expect("it is taken").sequence;
+        let one = |frame| store.append(std::slice::from_ref(frame)).expect("it is taken").sequence;
+        let acked = source.frames.iter().map(one).last().expect("there are frames");
         let points = store.points_after(Sequence(0));
         let middle = &points[points.len() / 2];
         store.mark(middle.id, |mark| mark.pinned = true).expect("it is pinned");
@@ -79,9 +96,13 @@ impl Scene {
                 let acked = store.append(&self.source.frames)?.sequence;
                 self.acked = self.acked.max(acked);
             }
-            Act::Fold => {
+            Act::Fold | Act::FoldThinned => {
                 let until = Timestamp::from_micros(self.source.time);
                 while store.fold(until, None)? {}
+            }
+            Act::Thin => {
+                let thinned = self.source.thin(store, self.source.time, 40_000)?;
+                assert!(thinned > 0, "{thinned} stretches are too few");
             }
             Act::Mark => store.mark(self.pinned, |mark| mark.proofs.booted = Some(true))?,
             Act::Overlay | Act::Compact => {
@@ -136,6 +157,9 @@ fn one(act: Act, fault: Fault, nth: u64) -> bool {
     if act == Act::Append {
         (0..3).for_each(|_| scene.source.frame(5));
     }
+    if act == Act::FoldThinned {
+        scene.source.thin(&store, scene.source.time, 40_000).expect("it is thinned");
+    }
     if act == Act::Start {
         // A fold that was cut short is what a start has most to do with.
         world.fault_at(12, Fault::PowerCut);
@@ -187,6 +211,9 @@ fn the_nth_call_fails_on_a_real_file_system() {
             let mut scene = Scene::set(&store);
             if act == Act::Append {
                 (0..3).for_each(|_| scene.source.frame(5));
+            }
+            if act == Act::FoldThinned {
+                scene.source.thin(&store, scene.source.time, 40_000).expect("it is thinned");
             }
             calls.store(nth, Ordering::SeqCst);
             let done = scene.act(act, &store);

@@ -6,7 +6,7 @@ use continuum_model::id::{DiskId, MachineId, PointId};
 use continuum_model::point::PointChoice;
 use continuum_model::time::Timestamp;
 use continuum_model::units::{DiskIndex, Epoch, FrameNumber, Sequence};
-use continuum_replica::{DiskSpec, Medium, Store};
+use continuum_replica::{Cache, DiskSpec, Limits, Medium, ReplicaError, Store};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::collections::BTreeMap;
@@ -26,8 +26,16 @@ pub fn disks() -> Vec<DiskSpec> {
     SIZES.iter().enumerate().map(spec).collect()
 }
 
+#[allow(dead_code, reason = "not every test opens a store with the limits that stores have")]
 pub fn open(medium: impl Medium + 'static) -> Store {
-    let (store, _) = Store::open_or_create(Arc::new(medium), MACHINE, &disks()).expect("the store opens");
+    open_limited(medium, Limits::default())
+}
+
+/// With segments that are soon full, for example, so that there are several.
+pub fn open_limited(medium: impl Medium + 'static, limits: Limits) -> Store {
+    let cache = Cache::new(1 << 20);
+    let (store, _) =
+        Store::open_limited(Arc::new(medium), MACHINE, &disks(), cache, limits).expect("it opens");
     store.fence(Epoch(1)).expect("the epoch is recorded");
     store
 }
@@ -44,6 +52,8 @@ pub struct Source {
     sequence: u64,
     /// The newest moment, in µs.
     pub time: i64,
+    /// Between these positions history may have been thinned.
+    pub thinned: Vec<(Sequence, Sequence)>,
 }
 
 impl Source {
@@ -56,6 +66,7 @@ impl Source {
             builder: FrameBuilder::default(),
             sequence: 0,
             time: 1_000_000,
+            thinned: Vec::new(),
         }
     }
 
@@ -126,6 +137,19 @@ impl Source {
         self.frames.push(envelope);
     }
 
+    #[allow(dead_code, reason = "not every test thins")]
+    /// Thins whatever the store would, one state of each bucket of so many µs up to a moment.
+    pub fn thin(&mut self, store: &Store, until: i64, step: i64) -> Result<usize, ReplicaError> {
+        let bucket = |time: Timestamp| (time.micros() <= until).then(|| (1, time.micros() / step));
+        let mut count = 0;
+        while let Some(stretch) = store.thinnable(&bucket) {
+            self.thinned.push((stretch.after.0, stretch.to.0));
+            assert!(store.thin(&stretch, &|| false)?, "nothing is in its way");
+            count += 1;
+        }
+        Ok(count)
+    }
+
     /// Every position that the store says it can bring up equals the state of that moment.
     pub fn check(&self, store: &Store, acked: Sequence, why: &str) {
         let state = store.state();
@@ -135,7 +159,8 @@ impl Source {
             return;
         };
         for (position, (time, disks)) in self.states.iter().filter(|(position, _)| position.0 % 5 == 1) {
-            if *time < oldest || *time > newest {
+            let thinned = |(after, to): &(Sequence, Sequence)| after < position && position < to;
+            if *time < oldest || *time > newest || self.thinned.iter().any(thinned) {
                 continue;
             }
             let resolved =

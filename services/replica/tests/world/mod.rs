@@ -580,9 +580,9 @@ impl<'t> World<'t> {
         self.say(format!("thin what is after {after} and before {to}, of {step} µs before {until}"));
         let views = self.views.iter().map(View::position).chain(self.laid.iter().map(|laid| laid.position));
         let needed = views.filter(|at| after < *at && *at < to).count();
-        let pins = self.points().filter(|(record, id, _)| {
-            self.pinned(*id) && after < record.sequence && record.sequence <= to
-        });
+        let pins = self
+            .points()
+            .filter(|(record, id, _)| self.pinned(*id) && after < record.sequence && record.sequence <= to);
         if needed + pins.count() > 0 {
             return Err(Trouble::Wrong("what somebody needs would be thinned away".into()));
         }
@@ -1000,24 +1000,32 @@ impl<'t> World<'t> {
         let found = match store.resolve(&PointChoice::Moment(asked)) {
             Ok(found) => found,
             Err(ReplicaError::NoPoint { .. })
-                if self.records.iter().filter(|record| record.legal && record.sequence <= expected.sequence).all(
-                    |record| record.sequence < self.floor || self.may_be_thinned(record.sequence, false),
-                ) =>
+                if self
+                    .records
+                    .iter()
+                    .filter(|record| record.legal && record.sequence <= expected.sequence)
+                    .all(|record| {
+                        record.sequence < self.floor || self.may_be_thinned(record.sequence, false)
+                    }) =>
             {
                 return Ok(());
             }
             Err(error) => return Err(format!("{asked} is not found: {}", chain(&error))),
         };
         // Or, where that was thinned, the newest that was not.
-        let told = self.records[..count].iter().find(|record| {
-            record.legal && (record.sequence, record.time) == (found.position, found.time)
-        });
+        let told = self.records[..count]
+            .iter()
+            .find(|record| record.legal && (record.sequence, record.time) == (found.position, found.time));
         let right = told.is_some_and(|told| {
             let skipped = |record: &&Written| {
                 record.legal && told.sequence < record.sequence && record.sequence <= expected.sequence
             };
             told.sequence <= expected.sequence
-                && self.records.iter().filter(skipped).all(|record| self.may_be_thinned(record.sequence, false))
+                && self
+                    .records
+                    .iter()
+                    .filter(skipped)
+                    .all(|record| self.may_be_thinned(record.sequence, false))
         });
         if !right {
             return Err(format!("{asked} is told as {}, not {}", found.position, expected.sequence));
