@@ -247,11 +247,16 @@ pub fn server(s: &pb::Server) -> Doc {
     ])
 }
 
+fn retention_step(step: &pb::RetentionStep) -> Doc {
+    Doc::Map(vec![("every_seconds", step.every_seconds.into()), ("for_seconds", step.for_seconds.into())])
+}
+
 /// A policy.
 pub fn policy(p: &pb::Policy) -> Doc {
     Doc::Map(vec![
         ("name", Doc::text(&p.name)),
         ("retention_seconds", p.retention_seconds.into()),
+        ("steps", Doc::List(p.steps.iter().map(retention_step).collect())),
         ("history_bytes_max", p.history_bytes_max.into()),
         ("crash_point_seconds", p.crash_point_seconds.into()),
         ("app_point_seconds", p.app_point_seconds.into()),

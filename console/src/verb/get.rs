@@ -228,6 +228,7 @@ pub fn head(noun: Noun, wide: bool) -> &'static [&'static str] {
             ">APP EVERY",
             ">RPO LIMIT",
             ">MACHINES",
+            "THEN",
             ">HISTORY MAX",
             ">STAGING MAX",
             "COMPRESSION",
@@ -429,7 +430,13 @@ fn policy_row(p: &pb::Policy, wide: bool) -> Vec<Cell> {
         p.machines.to_string().into(),
     ];
     if wide {
+        let steps: Vec<String> = p
+            .steps
+            .iter()
+            .map(|step| format!("1/{} for {}", span(step.every_seconds), span(step.for_seconds)))
+            .collect();
         cells.extend([
+            if steps.is_empty() { "none".into() } else { steps.join(", ").into() },
             p.history_bytes_max
                 .map_or_else(|| "as needed".to_owned(), |bytes| human::bytes(Some(bytes)))
                 .into(),

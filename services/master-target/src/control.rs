@@ -1,7 +1,7 @@
 //! The session with the vault: assignments, commands, reports.
 
 use crate::bring_up::{BringUp, ServedDisk};
-use crate::estate::{Estate, Replica};
+use crate::estate::{Estate, Replica, Reported};
 use crate::{fault, receive, replica_fault, retention};
 use continuum_fabric::lab::LabCompute;
 use continuum_model::fault::{Fault, FaultClass};
@@ -131,6 +131,9 @@ impl Target {
             reported.up_to = last.position;
         }
         let micros = |at: Timestamp| at.micros();
+        let rewrites = store.rewrites();
+        let thinned = if reported.rewrites == rewrites { Vec::new() } else { store.thinned() };
+        reported.rewrites = rewrites;
         pb::ReplicaReport {
             machine_id,
             epoch: state.epoch.0,
@@ -146,6 +149,10 @@ impl Target {
             new_points: new_points.iter().map(point_to_proto).collect(),
             fault: damage(&state).map(|fault| grpc::fault_to_proto(&fault)),
             journal_bytes_per_sec: 0,
+            thinned: thinned
+                .into_iter()
+                .map(|(after, to)| pb::Thinned { after_us: after.micros(), to_us: to.micros() })
+                .collect(),
         }
     }
 
@@ -334,8 +341,7 @@ fn preview(store: &Store, choice: &PointChoice) -> Result<pb::PreviewReply, Faul
         gap: resolved.gap.map(|(from, to)| pb::Gap {
             from_us: from.micros(),
             to_us: to.micros(),
-            reason: "changes of this stretch were repaired as a whole, after a crash or in bitmap mode"
-                .into(),
+            reason: gap_reason(store, from, to).into(),
         }),
         loss_seconds: store.state().last.newest.since(resolved.time).as_secs_f64(),
         loss_bytes: resolved.loss.0,
@@ -343,6 +349,15 @@ fn preview(store: &Store, choice: &PointChoice) -> Result<pb::PreviewReply, Faul
         before: before.as_ref().map(point_to_proto),
         after: after.as_ref().map(point_to_proto),
     })
+}
+
+/// Why nothing between two moments can be brought up.
+fn gap_reason(store: &Store, from: Timestamp, to: Timestamp) -> &'static str {
+    if store.thinned().iter().any(|(after, end)| *after >= from && *end <= to) {
+        "by policy, one state of every so long is kept of history this old"
+    } else {
+        "changes of this stretch were repaired as a whole, after a crash or in bitmap mode"
+    }
 }
 
 fn timeline(store: &Store, request: &pb::TimelineRequest) -> pb::TimelineReply {
@@ -365,7 +380,7 @@ fn timeline(store: &Store, request: &pb::TimelineRequest) -> pb::TimelineReply {
             .map(|(from, to)| pb::Gap {
                 from_us: from.micros(),
                 to_us: to.micros(),
-                reason: "repaired as a whole".into(),
+                reason: gap_reason(store, from, to).into(),
             })
             .collect(),
         churn: store.churn(from, to, request.buckets.min(4096) as usize),
@@ -379,7 +394,7 @@ impl Handler for Target {
     fn hello(&self) -> pb::ServerHello {
         // A vault that was restarted knows none of our points: tell all of them again.
         for replica in self.estate.all() {
-            replica.reported.lock().unwrap_or_else(PoisonError::into_inner).up_to = Sequence(0);
+            replica.reported.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&Reported::default());
         }
         pb::ServerHello {
             version: env!("CARGO_PKG_VERSION").into(),

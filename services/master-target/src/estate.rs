@@ -13,7 +13,7 @@
 use crate::fault;
 use continuum_model::fault::{Fault, FaultClass};
 use continuum_model::id::{DiskId, MachineId};
-use continuum_model::policy::Policy;
+use continuum_model::policy::{Policy, RetentionStep};
 use continuum_model::units::{Bytes, DiskIndex, Epoch, Sequence};
 use continuum_proto::v1 as pb;
 use continuum_replica::{DiskSpec, Folder, Store};
@@ -76,9 +76,11 @@ pub struct Replica {
 }
 
 /// How far the vault knows this replica's points.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(crate) struct Reported {
     pub(crate) up_to: Sequence,
+    /// How often the store had rewritten history when it was told last; 0: it was not told.
+    pub(crate) rewrites: u64,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -269,6 +271,11 @@ impl Replica {
 pub fn policy_from(policy: &pb::Policy) -> Policy {
     Policy {
         retention_seconds: policy.retention_seconds,
+        steps: policy
+            .steps
+            .iter()
+            .map(|step| RetentionStep { every_seconds: step.every_seconds, for_seconds: step.for_seconds })
+            .collect(),
         history_bytes_max: policy.history_bytes_max.map(Bytes),
         crash_point_seconds: policy.crash_point_seconds,
         app_point_seconds: policy.app_point_seconds,

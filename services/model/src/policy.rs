@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 pub struct Policy {
     /// How far back any moment can be brought up, in seconds.
     pub retention_seconds: u64,
+    /// What is kept of older history, from fine to coarse: one state of every so long, up to an age.
+    pub steps: Vec<RetentionStep>,
     /// Most bytes that history may take; `None`: as much as retention needs.
     pub history_bytes_max: Option<Bytes>,
     /// Seconds between listed crash-consistent points.
@@ -24,10 +26,24 @@ pub struct Policy {
     pub compression: bool,
 }
 
+/// What is kept of history that is older than the step before, or than the retention.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RetentionStep {
+    /// One state of every so many seconds is kept.
+    pub every_seconds: u64,
+    /// Up to this age, in seconds.
+    pub for_seconds: u64,
+}
+
+/// A stretch of old history of which one state is kept: the length of such stretches in seconds, and which it is.
+pub type Bucket = (u64, i64);
+
 impl Default for Policy {
     fn default() -> Self {
         Self {
             retention_seconds: 24 * 3600,
+            steps: Vec::new(),
             history_bytes_max: None,
             crash_point_seconds: 300,
             app_point_seconds: 3600,
@@ -67,6 +83,23 @@ impl Policy {
             format!("{retention} s is out of range"),
             "choose 60 s to 30 days",
         );
+        let mut before = RetentionStep { every_seconds: 60, for_seconds: retention };
+        for step in &self.steps {
+            let RetentionStep { every_seconds, for_seconds } = *step;
+            check(
+                "steps",
+                every_seconds < before.every_seconds
+                    || for_seconds <= before.for_seconds
+                    || every_seconds > for_seconds
+                    || for_seconds > 3660 * DAY,
+                format!(
+                    "one state of every {every_seconds} s for {for_seconds} s does not follow what comes before it"
+                ),
+                "go from fine to coarse: each step at least as long as the one before (60 s for the first), kept for \
+                 longer than that, and for no more than 10 years",
+            );
+            before = *step;
+        }
         check(
             "crash_point_seconds",
             self.crash_point_seconds < 1 || self.crash_point_seconds > retention,
@@ -94,15 +127,71 @@ impl Policy {
         problems
     }
 
+    /// How far back history is promised, in seconds.
+    pub fn promised_seconds(&self) -> u64 {
+        self.steps.last().map_or(self.retention_seconds, |step| step.for_seconds)
+    }
+
     /// The oldest moment that is promised now.
     pub fn oldest_promised(&self, now: Timestamp) -> Timestamp {
-        now.minus(std::time::Duration::from_secs(self.retention_seconds))
+        now.minus(std::time::Duration::from_secs(self.promised_seconds()))
+    }
+
+    /// Which stretch a time belongs to, of which one state is kept now. `None`: every state is.
+    ///
+    /// Stretches begin at whole multiples of their length, so that what belongs together never changes. One counts
+    /// only when all of it is older than what is kept more finely.
+    pub fn bucket(&self, now: Timestamp, time: Timestamp) -> Option<Bucket> {
+        let (mut finer, mut found) = (self.retention_seconds, None);
+        for step in &self.steps {
+            let length = i64::try_from(step.every_seconds)
+                .ok()?
+                .checked_mul(1_000_000)
+                .filter(|length| *length > 0)?;
+            let number = time.micros().div_euclid(length);
+            let end = number.checked_add(1)?.checked_mul(length)?;
+            let closed = now.minus(std::time::Duration::from_secs(finer)).micros();
+            if end > closed {
+                break;
+            }
+            found = Some((step.every_seconds, number));
+            finer = step.for_seconds;
+        }
+        found
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn older_history_is_kept_more_coarsely() {
+        let (hour, day) = (3600, 86_400);
+        let steps = [(hour, 7 * day), (day, 30 * day)];
+        let step = |(every_seconds, for_seconds)| RetentionStep { every_seconds, for_seconds };
+        let policy = Policy { retention_seconds: day, steps: steps.map(step).to_vec(), ..Policy::default() };
+        assert_eq!(policy.problems(), []);
+        let at = |seconds: u64| Timestamp::from_micros(seconds as i64 * 1_000_000);
+        let now = at(1000 * day);
+        assert_eq!(policy.oldest_promised(now), at(970 * day));
+        assert_eq!(policy.bucket(now, at(999 * day + 1)), None, "not a day old");
+        assert_eq!(policy.bucket(now, at(999 * day - 1)), Some((hour, 999 * 24 - 1)));
+        assert_eq!(policy.bucket(now, at(999 * day - hour)), Some((hour, 999 * 24 - 1)));
+        assert_eq!(policy.bucket(at(1000 * day - 1), at(999 * day - 1)), None, "its hour is not over");
+        assert_eq!(policy.bucket(now, at(993 * day - 1)), Some((day, 992)));
+        assert_eq!(policy.bucket(now, at(993 * day)), Some((hour, 993 * 24)));
+        // What belongs together stays together, and only ever grows.
+        for hours in 0..40 * 24 {
+            let later = at(1000 * day + hours * hour);
+            if let Some((every, number)) = policy.bucket(later, at(990 * day + 77)) {
+                assert_eq!(number, (990 * day + 77) as i64 / every as i64);
+            }
+        }
+        let wrong = Policy { steps: vec![step((day, 7 * day)), step((hour, 30 * day))], ..policy };
+        assert_eq!(wrong.problems().len(), 1);
+        assert_eq!(wrong.problems()[0].field, "steps");
+    }
 
     #[test]
     fn the_default_is_valid_and_every_problem_names_its_field() {

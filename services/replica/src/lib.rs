@@ -60,5 +60,5 @@ pub use medium::{Folder, Medium};
 pub use overlay::Overlay;
 pub use scrub::{Affects, Finding, Scrubbed};
 pub use store::{Appended, Limits, PointInfo, ReplicaError, Resolved, State, Store};
-pub use thin::{Bucket, Stretch};
+pub use thin::Stretch;
 pub use view::View;

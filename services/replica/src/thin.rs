@@ -25,14 +25,12 @@ use bytes::Bytes;
 use continuum_model::feed::frame::RowKind;
 use continuum_model::feed::{Barrier, Change, Codec, Envelope, FrameBuilder, Identity, Record};
 use continuum_model::point::PointKind;
+use continuum_model::policy::Bucket;
 use continuum_model::time::Timestamp;
 use continuum_model::units::{DiskIndex, Epoch, FrameNumber, Sequence};
 use std::collections::BTreeMap;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
-
-/// What history of the same time is called: one state of each bucket is kept. `None`: every state is.
-pub type Bucket = (u64, i64);
 
 /// Data in one frame of our own making.
 const FRAME_BYTES: usize = 1 << 20;
@@ -279,6 +277,18 @@ fn is_worth_it(changes: &[Changed], core: &Core) -> bool {
     let records = runs.len() + (after / FRAME_BYTES as u64) as usize * 3 + runs.len() / FRAME_ROWS + 2;
     let small = changes.len() < 64;
     (after <= before - before / WORTH || small) && records <= changes.len() + 2
+}
+
+impl Store {
+    /// How often segments were rewritten since it was opened.
+    pub fn rewrites(&self) -> u64 {
+        self.core.rewrites.load(Ordering::Acquire)
+    }
+
+    /// Stretches of which only the end is left: after the first moment, up to the second.
+    pub fn thinned(&self) -> Vec<(Timestamp, Timestamp)> {
+        self.core.index().thinned.values().map(|thinned| (thinned.from.1, thinned.to.1)).collect()
+    }
 }
 
 /// What is done.

@@ -13,7 +13,7 @@ use continuum_model::fault::Fault;
 use continuum_model::health::{Health, Symptom};
 use continuum_model::id::{MachineId, PolicyId};
 use continuum_model::point::PointKind;
-use continuum_model::policy::Policy;
+use continuum_model::policy::{Policy, RetentionStep};
 use continuum_model::protection::{FailoverKind, ProtectionState, TestState};
 use continuum_model::time::Timestamp;
 use continuum_model::units::Bytes;
@@ -111,6 +111,14 @@ pub(crate) fn policy_message(id: PolicyId, name: &str, policy: &Policy) -> pb::P
         id: id.to_string(),
         name: name.to_owned(),
         retention_seconds: policy.retention_seconds,
+        steps: policy
+            .steps
+            .iter()
+            .map(|step| pb::RetentionStep {
+                every_seconds: step.every_seconds,
+                for_seconds: step.for_seconds,
+            })
+            .collect(),
         history_bytes_max: policy.history_bytes_max.map(|bytes| bytes.0),
         crash_point_seconds: policy.crash_point_seconds,
         app_point_seconds: policy.app_point_seconds,
@@ -124,6 +132,11 @@ pub(crate) fn policy_message(id: PolicyId, name: &str, policy: &Policy) -> pb::P
 pub(crate) fn policy_from(message: &pb::Policy) -> Policy {
     Policy {
         retention_seconds: message.retention_seconds,
+        steps: message
+            .steps
+            .iter()
+            .map(|step| RetentionStep { every_seconds: step.every_seconds, for_seconds: step.for_seconds })
+            .collect(),
         history_bytes_max: message.history_bytes_max.map(Bytes),
         crash_point_seconds: message.crash_point_seconds,
         app_point_seconds: message.app_point_seconds,
@@ -225,7 +238,7 @@ pub(crate) fn machine(entry: &MachineEntry, estate: &Estate, now: Timestamp) -> 
     }
     if let Some(policy) = estate.policies.get(&protection.policy) {
         message.policy = policy.name.clone();
-        message.history_promised_seconds = Some(policy.policy.retention_seconds as f64);
+        message.history_promised_seconds = Some(policy.policy.promised_seconds() as f64);
         message.rpo_threshold_seconds = i64::try_from(policy.policy.rpo_threshold_seconds).ok();
     }
     if let Some((replica, _)) = &live.replica {

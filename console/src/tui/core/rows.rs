@@ -838,7 +838,14 @@ impl Rows for Policies<'_> {
         };
         match column {
             0 => Cell::text(&policy.name),
-            1 => Cell::text(text::short_span(policy.retention_seconds as f64)),
+            1 => {
+                let all = text::short_span(policy.retention_seconds as f64);
+                Cell::text(match policy.steps.last() {
+                    // All of it for the first, more and more coarsely up to the second.
+                    Some(step) => format!("{all}…{}", text::short_span(step.for_seconds as f64)),
+                    None => all,
+                })
+            }
             2 => Cell::text(policy.history_bytes_max.map_or_else(|| "any".into(), text::short_bytes)),
             3 => Cell::text(every(policy.crash_point_seconds)),
             4 => Cell::text(every(policy.app_point_seconds)),

@@ -303,6 +303,8 @@ async fn master_target(
     let now = core.world.now();
     let mut points: Vec<(MachineId, PointRow)> = Vec::new();
     let mut ahead: Vec<(MachineId, u64)> = Vec::new();
+    // Stretches of which the target says that their points are gone.
+    let mut gone: Vec<(MachineId, Timestamp, Timestamp)> = Vec::new();
     {
         let mut estate = core.estate();
         let load = report.load.take();
@@ -327,6 +329,9 @@ async fn master_target(
             points.extend(
                 replica.new_points.drain(..).take(room).map(|point| (id, project::point_from(&point))),
             );
+            gone.extend(replica.thinned.drain(..).take(POINTS_MAX).map(|thinned| {
+                (id, Timestamp::from_micros(thinned.after_us), Timestamp::from_micros(thinned.to_us))
+            }));
             if replica.epoch > entry.row.epoch {
                 ahead.push((id, replica.epoch));
             }
@@ -336,10 +341,13 @@ async fn master_target(
             entry.live.bytes_per_sec = Some(bytes_per_sec);
         }
     }
-    if points.is_empty() && ahead.is_empty() {
+    if points.is_empty() && ahead.is_empty() && gone.is_empty() {
         return Ok(());
     }
     let mut tx = core.store.begin().await?;
+    for (machine, after, to) in gone {
+        tx.forget_thinned(machine, after, to).await?;
+    }
     for (machine, mut point) in points {
         point.name = limited(&point.name, 253);
         if tx.save_point(machine, &point).await? && point.kind != continuum_model::point::PointKind::Crash {

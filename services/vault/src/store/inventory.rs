@@ -376,6 +376,20 @@ impl Tx {
         Ok(inserted.rows_affected() == 1)
     }
 
+    /// Forgets points after a moment, up to another. Pinned ones stay.
+    pub(crate) async fn forget_thinned(
+        &mut self,
+        machine: MachineId,
+        after: Timestamp,
+        to: Timestamp,
+    ) -> Result<u64, StoreError> {
+        let query = sqlx::query(
+            "DELETE FROM point WHERE machine = $1 AND time_us > $2 AND time_us <= $3 AND pinned = 0",
+        );
+        let query = query.bind(machine.to_string()).bind(after.micros()).bind(to.micros());
+        Ok(query.execute(&mut *self.inner).await?.rows_affected())
+    }
+
     /// Forgets points before a moment; `None`: all. Pinned ones stay unless all go.
     pub(crate) async fn forget_points(
         &mut self,
