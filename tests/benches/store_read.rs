@@ -5,15 +5,11 @@
 //! of a plain file, and `nbdkit file` where it is installed, copied and read by the same clients in the same run.
 //! Run with `cargo bench -p continuum-tests --bench store_read` (rows R3, R4 and R5 of the targets).
 
-use bytes::Bytes;
 use continuum_capture::nbd::{BlockDevice, Extent, Server};
 use continuum_fabric::nbd::{Client, Uri};
-use continuum_model::feed::{Barrier, Change, Codec, Envelope, FrameBuilder, Identity, Record};
-use continuum_model::id::{DiskId, MachineId};
-use continuum_model::point::PointChoice;
-use continuum_model::time::Timestamp;
-use continuum_model::units::{DiskIndex, Epoch, FrameNumber, Sequence};
-use continuum_replica::{Cache, DiskSpec, Folder, Store, View};
+use continuum_model::units::Sequence;
+use continuum_replica::View;
+use continuum_tests::feed::{DISK, Feed};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::fs::File;
@@ -23,9 +19,6 @@ use std::path::Path;
 use std::process::{Child, Command};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-const MACHINE: MachineId = MachineId::from_bytes([7; 16]);
-const DISK: DiskIndex = DiskIndex(0);
 
 fn main() {
     // `cargo test --benches` only wants to know that it builds.
@@ -38,7 +31,7 @@ fn main() {
     let dir = tempfile::tempdir().expect("a folder");
     let mut feed = Feed::new(dir.path(), size);
     feed.first_copy();
-    let copied = feed.moment();
+    let copied = feed.frames.moment();
     while feed.store.fold(copied, None).expect("it folds") {}
     let before = Instant::now();
     let written = feed.random_writes(size / 2);
@@ -53,7 +46,6 @@ fn main() {
     sequential(&feed, &plain);
     random(&feed, &plain);
     over_nbd(&feed, &plain, dir.path());
-    many_entries(dir.path());
 }
 
 /// R3: the first read at any moment; then at a neighbouring one.
@@ -198,162 +190,8 @@ fn over_nbd(feed: &Feed, plain: &Path, dir: &Path) {
     );
 }
 
-/// R3 with a million records in range: small writes all over a large disk.
-fn many_entries(dir: &Path) {
-    let mut feed = Feed::new(&dir.join("many"), 64 << 30);
-    let mut rng = ChaCha8Rng::seed_from_u64(9);
-    let data = Bytes::from(vec![3; 512]);
-    feed.push(Change::Barrier(Barrier::time_mark(true)));
-    for _ in 0..1_000_000 / 2000 {
-        for _ in 0..2000 {
-            let offset = rng.random_range(0..feed.size / 512) * 512;
-            feed.push(Change::Write { disk: DISK, offset, data: data.clone(), injected: false });
-        }
-        feed.ship(false);
-    }
-    let store = feed.store.clone();
-    let mut out = vec![0; 65_536];
-    let newest = store.state().last.sequence.0;
-    let mut took = Vec::new();
-    for back in [500_000, 499_999, 0] {
-        let before = Instant::now();
-        let view = store.open_view(Sequence(newest - back)).expect("a view");
-        view.read_at(DISK, 0, &mut out).expect("it reads");
-        took.push(format!("{:.2} ms", before.elapsed().as_secs_f64() * 1e3));
-    }
-    println!("R3 open and first read, a million records: {}", took.join(", "));
-    drop(store);
-    let dir = feed.dir.clone();
-    drop(feed);
-    let before = Instant::now();
-    let store = open(&dir, 64 << 30);
-    println!("   a store of a million records opens in {:.2} s", before.elapsed().as_secs_f64());
-    drop(store);
-}
-
 fn rate(bytes: u64, took: Duration) -> String {
     format!("{:.0} MB/s", bytes as f64 / took.as_secs_f64() / 1e6)
-}
-
-fn open(dir: &Path, size: u64) -> Store {
-    let disks = [DiskSpec { index: DISK, id: DiskId::from_bytes([1; 16]), size }];
-    let folder = Folder::open_or_create(dir).expect("a folder");
-    let store = Store::open_with(Arc::new(folder), MACHINE, &disks, Cache::of_process()).expect("it opens").0;
-    store.fence(Epoch(1)).expect("an epoch");
-    store
-}
-
-/// A source in memory that feeds a store.
-struct Feed {
-    dir: std::path::PathBuf,
-    store: Store,
-    size: u64,
-    disk: Vec<u8>,
-    rng: ChaCha8Rng,
-    builder: FrameBuilder,
-    sequence: u64,
-    frame: u64,
-    previous: u128,
-    payload: usize,
-}
-
-impl Feed {
-    fn new(dir: &Path, size: u64) -> Self {
-        let dir = dir.join("store");
-        Self {
-            store: open(&dir, size),
-            dir,
-            size,
-            disk: Vec::new(),
-            rng: ChaCha8Rng::seed_from_u64(1),
-            builder: FrameBuilder::default(),
-            sequence: 0,
-            frame: 0,
-            previous: 0,
-            payload: 0,
-        }
-    }
-
-    fn moment(&self) -> Timestamp {
-        Timestamp::from_micros(self.sequence as i64 * 10)
-    }
-
-    fn push(&mut self, change: Change) {
-        self.sequence += 1;
-        if let Change::Write { data, .. } = &change {
-            self.payload += data.len();
-        }
-        let record = Record { sequence: Sequence(self.sequence), time: self.moment(), change };
-        self.builder.push(&record);
-    }
-
-    fn ship(&mut self, compressed: bool) {
-        self.frame += 1;
-        let identity = Identity {
-            machine: MACHINE,
-            epoch: Epoch(1),
-            number: FrameNumber(self.frame),
-            session: 1,
-            previous: self.previous,
-        };
-        let frame = self.builder.finish(identity).expect("records were pushed");
-        self.previous = frame.head.digest;
-        let mut envelope = Envelope::plain(&frame);
-        if compressed {
-            let packed = zstd::bulk::compress(&frame.payload, -3).expect("it compresses");
-            (envelope.codec, envelope.stored) = (Codec::Zstd, packed.into());
-        }
-        self.store.append(&[envelope]).expect("it is taken");
-        self.payload = 0;
-    }
-
-    /// Half noise, half what compresses.
-    fn content(&mut self, length: usize) -> Bytes {
-        let mut data = vec![0; length];
-        self.rng.fill(&mut data[..length / 2]);
-        let fill: u8 = self.rng.random();
-        data[length / 2..].fill(fill);
-        data.into()
-    }
-
-    fn write(&mut self, offset: u64, length: usize) {
-        let data = self.content(length);
-        self.disk[offset as usize..][..length].copy_from_slice(&data);
-        self.push(Change::Write { disk: DISK, offset, data, injected: false });
-        if self.payload >= 1 << 20 {
-            self.ship(true);
-        }
-    }
-
-    fn first_copy(&mut self) {
-        self.disk = vec![0; self.size as usize];
-        for offset in (0..self.size).step_by(1 << 20) {
-            self.write(offset, 1 << 20);
-        }
-        self.push(Change::Barrier(Barrier::time_mark(true)));
-        self.ship(true);
-        // Something newer, so that all of it may be folded.
-        self.push(Change::Barrier(Barrier::time_mark(true)));
-        self.ship(true);
-    }
-
-    fn random_writes(&mut self, bytes: u64) -> u64 {
-        let (mut done, mut records) = (0, 0);
-        while done < bytes {
-            let length = 4096 * self.rng.random_range(1..=16u64);
-            let offset = self.rng.random_range(0..=(self.size - length) / 4096) * 4096;
-            self.write(offset, length as usize);
-            (done, records) = (done + length, records + 1);
-        }
-        self.push(Change::Barrier(Barrier::time_mark(true)));
-        self.ship(true);
-        records
-    }
-
-    fn view(&self) -> View {
-        let newest = self.store.resolve(&PointChoice::Latest).expect("a point");
-        self.store.open_view(newest.position).expect("a view")
-    }
 }
 
 struct Served {

@@ -34,6 +34,11 @@ impl Core {
         }))
     }
 
+    /// A frame's payload, where it is in the cache.
+    pub(crate) fn cached_payload(&self, number: FrameNumber) -> Option<Bytes> {
+        self.cache.bytes_of(Key::Frame(self.id, number))
+    }
+
     /// A frame's payload. `None`: the frame was folded, and the base holds what it held.
     ///
     /// Errors: [`ReplicaError::Gap`] where it was thinned meanwhile; then [`Core::generation`] rose, and what holds its

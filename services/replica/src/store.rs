@@ -246,7 +246,7 @@ pub(crate) struct LegalRun {
     pub(crate) to: (Sequence, Timestamp),
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Entry {
     pub(crate) sequence: Sequence,
     pub(crate) time: Timestamp,
@@ -1026,7 +1026,7 @@ impl Index {
     }
 
     /// The entries that touch a region of a disk, oldest first.
-    pub(crate) fn in_region(&self, disk: DiskIndex, region: u64) -> impl Iterator<Item = &Entry> {
+    pub(crate) fn in_region(&self, disk: DiskIndex, region: u64) -> impl Iterator<Item = Entry> {
         let numbers = self.regions.get(&(disk, region)).into_iter().flatten();
         numbers.filter_map(|number| self.entries.get(*number))
     }

@@ -15,6 +15,8 @@ use crate::store::{Core, MAP_BYTES, ReplicaError};
 use bytes::Bytes;
 use continuum_model::digest::{BlockSum, Digest, DiskDigest};
 use continuum_model::units::{DiskIndex, FrameNumber, REGION_BYTES, Sequence};
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry::Vacant;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -24,10 +26,14 @@ const CHUNK_BYTES: u64 = 1 << 20;
 const WINDOW_CHUNKS: u64 = 32;
 /// A chunk of no more runs than this is read as it comes: its frames are whole in the cache anyway.
 const SCATTERED: usize = 4;
-/// Reads that start this near to where the stream is belong to it: clients keep several in flight.
-const STREAM_SLACK: u64 = 8 << 20;
+/// Reads that start this near to where a stream is belong to it: clients keep several in flight.
+const STREAM_SLACK: u64 = 4 << 20;
 /// A stream that went this far is read ahead.
 const STREAM_BYTES: u64 = 1 << 20;
+/// Streams of a disk that are told apart: a client that copies with several threads gives each a part of the disk.
+const STREAMS: usize = 8;
+/// A stream of which nothing came in so many reads makes place for another.
+const STREAM_AGE: u64 = 1024;
 
 /// Where a run of a view comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,36 +54,68 @@ pub struct View {
     core: Arc<Core>,
     id: Owner,
     position: Sequence,
-    streams: Mutex<Vec<Stream>>,
+    streams: Mutex<Vec<Streams>>,
     /// Held by whoever reads ahead: others that need the same find it done.
     ahead: Mutex<()>,
 }
 
-/// How somebody reads a disk of late.
+/// How a disk is read of late.
+#[derive(Default, Clone, Copy)]
+struct Streams {
+    reads: u64,
+    each: [Stream; STREAMS],
+}
+
+/// One pass over a part of a disk.
 #[derive(Default, Clone, Copy)]
 struct Stream {
+    /// From where to where it went, and how much of that was read. Of a long one only the last part.
+    start: u64,
     high: u64,
     run: u64,
+    /// When it was last read, in reads.
+    last: u64,
 }
 
 impl Stream {
+    /// What reads here and there within a stretch is none, however much it reads.
+    const fn is_sequential(&self) -> bool {
+        self.run >= STREAM_BYTES && self.run >= (self.high - self.start) / 4
+    }
+}
+
+impl Streams {
     /// Takes note of a read; tells whether it is part of a sequential pass.
     fn note(&mut self, start: u64, end: u64) -> bool {
-        let near = start <= self.high + STREAM_SLACK / 2 && start + STREAM_SLACK >= self.high;
-        if near {
-            self.run += end - start;
-            self.high = self.high.max(end);
-        } else {
-            *self = Self { high: end, run: end - start };
+        self.reads += 1;
+        let reads = self.reads;
+        let near = |stream: &&mut Stream| {
+            start <= stream.high + STREAM_SLACK && start + STREAM_SLACK >= stream.high && stream.last > 0
+        };
+        let nearest = self.each.iter_mut().filter(near).min_by_key(|stream| stream.high.abs_diff(start));
+        if let Some(stream) = nearest {
+            stream.last = reads;
+            stream.run += end.saturating_sub(start.max(stream.high));
+            stream.high = stream.high.max(end);
+            if stream.run > 16 * STREAM_BYTES {
+                stream.run /= 2;
+                stream.start += (stream.high - stream.start) / 2;
+            }
+            return stream.is_sequential();
         }
-        self.run >= STREAM_BYTES
+        let oldest =
+            |stream: &&mut Stream| (stream.is_sequential() && reads - stream.last < STREAM_AGE, stream.last);
+        if let Some(stream) = self.each.iter_mut().min_by_key(oldest) {
+            *stream = Stream { start, high: end, run: end - start, last: reads };
+        }
+        end - start >= STREAM_BYTES
     }
 }
 
 impl View {
     /// The caller has put the position on the list of what may not be folded.
     pub(crate) fn new(core: Arc<Core>, position: Sequence) -> Self {
-        let streams = Mutex::new(vec![Stream::default(); core.disks.len()]);
+        let streams = Mutex::new(vec![Streams::default(); core.disks.len()]);
         Self { core, id: Owner::new(), position, streams, ahead: Mutex::default() }
     }
 
@@ -131,8 +169,7 @@ impl View {
             let part = &mut out[(done - offset) as usize..(stop - offset) as usize];
             let chunk = done / CHUNK_BYTES;
             if sequential && is_scattered(&runs, chunk) {
-                let from = (done - chunk * CHUNK_BYTES) as usize;
-                part.copy_from_slice(&self.chunk(disk, size, chunk)?[from..from + part.len()]);
+                self.read_stream(disk, size, &runs, done, part)?;
             } else {
                 self.read_runs(disk, &runs, done, part)?;
             }
@@ -183,6 +220,58 @@ impl View {
             done = run.end;
         }
         self.core.read_base(disk, done, &mut out[(done - offset) as usize..])
+    }
+
+    /// A part of a scattered chunk, for a stream: straight from the frames where all that it needs are in the cache;
+    /// else the chunk is put together, with those after it.
+    fn read_stream(
+        &self,
+        disk: DiskIndex,
+        size: u64,
+        runs: &[Run<Source>],
+        offset: u64,
+        out: &mut [u8],
+    ) -> Result<(), ReplicaError> {
+        let chunk = offset / CHUNK_BYTES;
+        let end = offset + out.len() as u64;
+        let from = (offset - chunk * CHUNK_BYTES) as usize;
+        let is_whole = |at: u64| at.is_multiple_of(REGION_BYTES);
+        if is_whole(offset)
+            && (is_whole(end) || end == size)
+            && self.core.cache.bytes_of(Key::Chunk(self.id, disk, chunk)).is_none()
+        {
+            let mut frames = BTreeMap::new();
+            let mut cached = true;
+            for run in overlapping(runs, offset, end) {
+                if let Source::Frame { number, .. } = run.source
+                    && let Vacant(place) = frames.entry(number)
+                {
+                    match self.core.cached_payload(number) {
+                        Some(payload) => _ = place.insert(payload),
+                        None => {
+                            cached = false;
+                            break;
+                        }
+                    }
+                }
+            }
+            if cached {
+                self.read_gaps(disk, runs, offset, out)?;
+                for run in overlapping(runs, offset, end) {
+                    let part = &mut out[(run.start - offset) as usize..(run.end - offset) as usize];
+                    match run.source {
+                        Source::Zero => part.fill(0),
+                        Source::Frame { number, data_at } => {
+                            let from = u64::from(data_at) + run.skip;
+                            self.core.fill(disk, run.start, frames.get(&number), from, part)?;
+                        }
+                    }
+                }
+                return Ok(());
+            }
+        }
+        out.copy_from_slice(&self.chunk(disk, size, chunk)?[from..from + out.len()]);
+        Ok(())
     }
 
     /// A chunk: read ahead before, or now, with those after it.
