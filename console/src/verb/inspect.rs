@@ -122,6 +122,7 @@ fn map(facts: &MapFacts) -> Vec<(&'static str, Doc)> {
         ("size_bytes", facts.size.into()),
         ("closed", facts.closed.into()),
         ("same_boot", facts.same_boot.into()),
+        ("logged", facts.logged.into()),
         ("alive", time(facts.alive)),
         ("regions", facts.regions.into()),
         ("changed", facts.changed.into()),
@@ -379,6 +380,9 @@ impl Text<'_> {
         let state = match (facts.closed, facts.same_boot) {
             (true, _) => "closed in good order",
             (false, true) => "in use, or left by a process that died: good, its bits survive that",
+            (false, false) if facts.logged => {
+                "in use when its machine went down: what its activity log names counts as changed, too"
+            }
             (false, false) => "in use when its machine went down: everything counts as changed",
         };
         writeln!(self.out, "  state     {state}; last sign of life {}", facts.alive)?;

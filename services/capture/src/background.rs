@@ -5,6 +5,8 @@
 //! - the **injector** sends stale regions, a run of at most 1 MiB at a time
 //! - the **stager** moves frames that cannot leave from memory to disk
 //! - the **keeper** looks once a second at the disks' sizes, flushes disks, and then clears bits in map files
+//! - the **settler** syncs map files once a second while guests write, and lets what is idle leave the activity
+//!   logs. Not the keeper's work: the flush of a disk can take long, and signs of life must reach the medium
 
 use crate::disk::Stamp;
 use crate::feed::Applied;
@@ -120,6 +122,27 @@ pub(crate) fn stage(shared: &Shared) {
 }
 
 pub(crate) fn keep(shared: &Shared) {
+    once_a_second(shared, || {
+        shared.check_sizes();
+        if let Err(error) = shared.store_clears() {
+            tracing::warn!(machine = %shared.machine, %error, "cleared bits wait: a disk or the agent's own files could not be flushed");
+        }
+    });
+}
+
+pub(crate) fn settle(shared: &Shared) {
+    once_a_second(shared, || {
+        shared.settle();
+        for disk in 0..shared.disks.len() {
+            let idle = shared.feed().maps_mut()[disk].next_idle(shared.clock.uptime());
+            if let Some(record) = idle {
+                shared.write_record(disk, &record);
+            }
+        }
+    });
+}
+
+fn once_a_second(shared: &Shared, mut work: impl FnMut()) {
     let mut next = shared.clock.uptime() + EVERY;
     loop {
         {
@@ -135,10 +158,7 @@ pub(crate) fn keep(shared: &Shared) {
                 feed = wait(&shared.keeper, feed, left);
             }
         }
-        shared.check_sizes();
-        if let Err(error) = shared.store_clears() {
-            tracing::warn!(machine = %shared.machine, %error, "cleared bits wait: a disk or the agent's own files could not be flushed");
-        }
+        work();
         next = shared.clock.uptime() + EVERY;
     }
 }
@@ -230,11 +250,24 @@ impl Shared {
         }
     }
 
+    /// Makes the maps' bits durable, where they are not.
+    pub(crate) fn settle(&self) {
+        for disk in 0..self.disks.len() {
+            let Some(settle) = self.feed().maps()[disk].next_settle() else { continue };
+            let done = settle.run();
+            self.feed().maps_mut()[disk].settled(&settle, done);
+        }
+    }
+
     /// Stores cleared bits in the maps' files. What a cleared bit relies on is durable before: the disk's
     /// content, and how far the replica was, so that a replica that goes back in time is noticed.
     pub(crate) fn store_clears(&self) -> io::Result<()> {
         let (store, flush) = {
             let mut feed = self.feed();
+            if feed.maps().iter().any(ChangeMap::is_unsettled) {
+                // What is stored here makes a replica known; first a power cut must not forget what that one lacks.
+                return Ok(());
+            }
             let flush: Vec<bool> = feed.maps().iter().map(ChangeMap::has_clears).collect();
             feed.maps_mut().iter_mut().for_each(ChangeMap::before_flush);
             (feed.progress_to_store(), flush)

@@ -3,7 +3,7 @@
 //! - [`nbd`]: an NBD server for any [`nbd::BlockDevice`]; knows nothing of replication
 //! - [`disk`]: the source's disks, as a trait and for files and devices; [`simulated`]: one in memory that fails
 //! - [`ranges`]: range locks: overlapping I/O in one order, the rest beside one another
-//! - [`bits`], [`map`]: the change map and its file
+//! - [`bits`], [`map`]: the change map and its file; [`activity`]: what makes it survive a power cut; [`kept`]: such files
 //! - [`feed`]: the state machine of a feed: records, frames, acknowledgements, modes. No threads
 //! - [`staging`], [`progress`]: what survives of a feed when its process dies
 //! - [`source`]: one machine with all its disks, as the agent drives it
@@ -13,13 +13,18 @@
 //! Invariants: a bit is set before the write it stands for is applied, and cleared only when the target
 //! made that data durable. The guest waits for its own disk, never for a network.
 
+pub mod activity;
 pub mod background;
 pub mod bits;
 pub mod block_server;
 pub mod disk;
 pub mod feed;
+pub mod kept;
 pub mod map;
 pub mod nbd;
+#[cfg(test)]
+mod outage;
+mod planted;
 pub mod progress;
 pub mod ranges;
 pub mod scan;

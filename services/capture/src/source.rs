@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! <dir>/<disk id>.map    what may differ from the target, a file a disk (see `map`)
+//! <dir>/<disk id>.active which parts of it a power cut could make forget that (see `activity`)
 //! <dir>/progress         how far the target is (see `progress`)
 //! <dir>/staging/*.feed   frames that cannot leave (see `staging`)
 //! <dir>/lock             held while a process uses the folder
@@ -140,6 +141,8 @@ pub struct SourceStatus {
     pub reason: String,
     /// Bytes of regions that may differ from the target.
     pub dirty_bytes: u64,
+    /// Bytes that a power cut now would add to them at most.
+    pub active_bytes: u64,
     /// Bytes of frames that are not acknowledged.
     pub waiting_bytes: u64,
     /// Of those, bytes on disk.
@@ -227,6 +230,11 @@ impl Source {
             doubts.push("how far the target was is not on record here".into());
         }
         let shared = Arc::new(Shared::new(machine, parts, sizes, feed, clock));
+        if !believed {
+            // In this order: a power cut in between must not leave maps that nothing contradicts.
+            shared.settle();
+            shared.store_clears().map_err(state)?;
+        }
         let halt_file = dir.join("halted");
         if halt_file.try_exists().map_err(state)? {
             shared.halt();
@@ -244,11 +252,12 @@ impl Source {
 
     fn start(&self, timing: Timing) -> io::Result<()> {
         type Body = Box<dyn FnOnce(&Shared) + Send>;
-        let bodies: [(&str, Body); 4] = [
+        let bodies: [(&str, Body); 5] = [
             ("feed-ticker", Box::new(move |shared| background::tick(shared, timing))),
             ("feed-injector", Box::new(background::inject)),
             ("feed-stager", Box::new(background::stage)),
             ("feed-keeper", Box::new(background::keep)),
+            ("feed-settler", Box::new(background::settle)),
         ];
         for (name, body) in bodies {
             let shared = self.shared.clone();
@@ -305,6 +314,13 @@ impl Source {
                             Next::Reset
                         }
                     };
+                }
+                Peek::Note(leaving) => {
+                    drop(feed);
+                    let left = leaving.write();
+                    feed = shared.feed();
+                    feed.left(&leaving, left);
+                    continue;
                 }
                 Peek::Idle => {}
             }
@@ -420,6 +436,7 @@ impl Source {
             mode,
             reason: reason.to_owned(),
             dirty_bytes: feed.dirty_bytes(),
+            active_bytes: feed.maps().iter().map(ChangeMap::active_bytes).sum(),
             waiting_bytes: queue.bytes(),
             staged_bytes: queue.staged_bytes(),
             staging_max: queue.bytes_max(),
@@ -457,6 +474,7 @@ impl Source {
             shared.feed().staged(number, place);
         }
         shared.disks.iter().try_for_each(Part::flush)?;
+        shared.settle();
         shared.store_clears()?;
         let stamps = shared.stamps();
         let mut feed = shared.feed();

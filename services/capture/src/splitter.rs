@@ -1,9 +1,12 @@
 //! A guest's requests to one disk of a source: applied to the disk and appended to the feed, in one order.
 //!
 //! ```text
-//! write:  range lock ─► bits set (map file) ─► pwrite ─► feed (sequence, moment) ─► unlock ─► ack
+//! write:  range lock ─► extent active ─► bits set (map file) ─► pwrite ─► feed (sequence, moment) ─► unlock ─► ack
 //! read:   range lock, shared ─► pread ─► unlock
 //! ```
+//!
+//! An extent that is not active needs a record in the activity log. Whoever finds that one is needed and none is
+//! being written writes it, for all who wait; the others wait until it is durable.
 //!
 //! Applied before appended: what the feed holds is on the source. Both under one range lock: overlapping
 //! writes stand in the feed in the order in which they reached the disk, and nobody reads what is not in the
@@ -13,6 +16,7 @@
 //!
 //! A range of zeroes longer than 32 MiB goes in pieces: none holds the feed for long.
 
+use crate::activity::Record;
 use crate::disk::SourceDisk;
 use crate::feed::{Applied, Events, Feed};
 use crate::nbd::{BlockDevice, Extent};
@@ -100,6 +104,8 @@ pub(crate) struct Shared {
     pub(crate) injector: Condvar,
     pub(crate) stager: Condvar,
     pub(crate) keeper: Condvar,
+    /// A record of an activity log was written.
+    recorded: Condvar,
     pub(crate) waker: Mutex<Option<Waker>>,
     pub(crate) scanner: Scanner,
     pub(crate) clock: Arc<dyn Clock>,
@@ -151,6 +157,7 @@ impl Shared {
             injector: Condvar::new(),
             stager: Condvar::new(),
             keeper: Condvar::new(),
+            recorded: Condvar::new(),
             waker: Mutex::new(None),
             scanner: Scanner::default(),
             clock,
@@ -191,6 +198,40 @@ impl Shared {
                 waker();
             }
         }
+    }
+
+    /// Before a change is applied.
+    fn begin(&self, disk: DiskIndex, offset: u64, length: u64) -> io::Result<()> {
+        let mut feed = self.feed();
+        loop {
+            if self.closed.load(Ordering::Acquire) {
+                return Err(io::Error::other("this disk is closed: its agent stops"));
+            }
+            if self.halted.load(Ordering::Acquire) {
+                let why = "this machine was moved elsewhere: its disks take no writes here";
+                return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+            }
+            if feed.begin(disk, offset, length) {
+                self.tell(&mut feed);
+                return Ok(());
+            }
+            let disk = usize::from(disk.0);
+            feed = match feed.maps_mut()[disk].next_record() {
+                Some(record) => {
+                    drop(feed);
+                    self.write_record(disk, &record);
+                    self.feed()
+                }
+                None => self.recorded.wait(feed).unwrap_or_else(PoisonError::into_inner),
+            };
+        }
+    }
+
+    /// Makes a record of a disk's activity log durable.
+    pub(crate) fn write_record(&self, disk: usize, record: &Record) {
+        let done = record.settle().and_then(|()| record.write());
+        self.feed().maps_mut()[disk].recorded(record, done);
+        self.recorded.notify_all();
     }
 
     pub(crate) fn is_stopping(&self) -> bool {
@@ -264,17 +305,7 @@ impl SplitDisk {
         let change = change(disk);
         let _held = part.locks.exclusive(offset, length);
         shared.scanner.before_change(shared, self.index, offset, length);
-        shared.with_feed(|feed| {
-            if shared.closed.load(Ordering::Acquire) {
-                return Err(io::Error::other("this disk is closed: its agent stops"));
-            }
-            if shared.halted.load(Ordering::Acquire) {
-                let why = "this machine was moved elsewhere: its disks take no writes here";
-                return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
-            }
-            feed.begin(disk, offset, length);
-            Ok(())
-        })?;
+        shared.begin(disk, offset, length)?;
         if let Err(error) = apply(&*part.disk) {
             shared.with_feed(|feed| feed.failed(disk, offset, length, shared.clock.wall()));
             return Err(error);

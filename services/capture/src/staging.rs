@@ -5,8 +5,7 @@
 //!                                      named by the number of the first; a new file every 64 MiB
 //! ```
 //!
-//! Not synced: it has to survive the process, not a power cut (after which the change map is in doubt and
-//! everything is sent again). Every envelope is checked when it is read back; at the start, what follows the
+//! Not synced: it has to survive the process, not a power cut (after which the map knows what is missing). Every envelope is checked when it is read back; at the start, what follows the
 //! first envelope that is cut, damaged or out of the chain is removed.
 
 use continuum_model::feed::envelope::{ENVELOPE_BYTES, EnvelopePrefix};

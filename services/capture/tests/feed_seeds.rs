@@ -8,13 +8,15 @@
 //!
 //! And when everything has healed: mode `data`, no bit set, the replica equal to the source.
 
+use continuum_capture::activity::Shape;
 use continuum_capture::bits::Bits;
 use continuum_capture::disk::SourceDisk;
 use continuum_capture::feed::queue::Peek;
 use continuum_capture::feed::{Applied, Feed, ReplicaState};
-use continuum_capture::map::ChangeMap;
+use continuum_capture::kept::Kept;
+use continuum_capture::map::{Boot, ChangeMap, Subject};
 use continuum_capture::progress::Progress;
-use continuum_capture::simulated::{Fault, SimulatedDisk};
+use continuum_capture::simulated::{Fault, Power, SimulatedDisk, SimulatedFile};
 use continuum_capture::staging::FileStage;
 use continuum_model::feed::frame::data_sum;
 use continuum_model::feed::record::Legality;
@@ -32,6 +34,8 @@ use std::sync::Arc;
 const MACHINE: MachineId = MachineId::from_bytes([9; 16]);
 const SIZES: [usize; 2] = [14 * REGION_BYTES as usize + 1536, 5 * REGION_BYTES as usize];
 const PAGE: usize = 4096;
+/// Two regions in an extent, five extents active: fewer than the disks have.
+const SHAPE: Shape = Shape { extent_log2: 17, slots: 5 };
 
 /// The content of all disks with a hash that costs only what changes.
 #[derive(Clone)]
@@ -161,8 +165,11 @@ struct Counts {
 
 struct World {
     rng: ChaCha8Rng,
+    /// Where staging is.
     dir: tempfile::TempDir,
     disks: Vec<SimulatedDisk>,
+    files: Files,
+    boot: u64,
     feed: Feed,
     /// What the source holds, as of the requests that are in the feed or known to the map.
     truth: Image,
@@ -177,6 +184,8 @@ struct World {
     snapshots: BTreeMap<u64, Replica>,
     /// It holds less than it once acknowledged, and the source has not heard of it yet.
     lied: bool,
+    /// It took no frame since it was exchanged or went back.
+    unfed: bool,
     stream: Option<Stream>,
     counts: Counts,
     /// Of 20 disturbances so many do not happen.
@@ -195,34 +204,69 @@ fn scratch() -> tempfile::TempDir {
     tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
 }
 
-fn open(dir: &Path, disks: &[SimulatedDisk], session: u64, now: i64) -> (Feed, usize, bool) {
+/// The agent's own files, but for staging.
+struct Files {
+    maps: Vec<[SimulatedFile; 2]>,
+    progress: SimulatedFile,
+}
+
+impl Files {
+    fn new() -> Self {
+        let file = || SimulatedFile::new(&Power::default());
+        Self { maps: SIZES.iter().map(|_| [file(), file()]).collect(), progress: file() }
+    }
+    fn cut_power(&self, rng: &mut ChaCha8Rng) {
+        let share = *[0.0, 0.5, 1.0].get(rng.random_range(0..3)).unwrap();
+        for file in self.maps.iter().flatten().chain([&self.progress]) {
+            file.cut_power(|| rng.random_bool(share));
+        }
+    }
+}
+
+fn open(
+    dir: &Path,
+    files: &Files,
+    disks: &[SimulatedDisk],
+    (session, boot): (u64, u64),
+    now: i64,
+) -> (Feed, usize, bool) {
     let mut doubted = false;
+    let boot = Boot { id: boot, at: Timestamp::from_micros(0) };
     let maps = disks
         .iter()
+        .zip(&files.maps)
         .enumerate()
-        .map(|(index, disk)| {
-            let id = DiskId::from_bytes([index as u8 + 1; 16]);
-            let path = dir.join(format!("{index}.map"));
-            let (map, doubt) = ChangeMap::open(
-                &path,
-                id,
-                disk.size().unwrap(),
-                disk.stamp().unwrap(),
-                Timestamp::from_micros(now),
-            )
-            .unwrap();
+        .map(|(index, (disk, kept))| {
+            let (size, stamp) = (disk.size().unwrap(), disk.stamp().unwrap());
+            let subject = Subject { disk: DiskId::from_bytes([index as u8 + 1; 16]), size, stamp };
+            let kept = kept.clone().map(|file| Arc::new(file) as Arc<dyn Kept>);
+            let (map, doubt) =
+                ChangeMap::open_kept(kept, subject, Timestamp::from_micros(now), boot, SHAPE).unwrap();
             doubted |= doubt.is_some();
             map
         })
         .collect();
-    let (progress, believed) = Progress::open(&dir.join("progress"), MACHINE).unwrap();
+    let (progress, believed) = Progress::open_kept(Arc::new(files.progress.clone()), MACHINE).unwrap();
     let (stage, found) = FileStage::open(&dir.join("staging"), MACHINE).unwrap();
     let count = found.len();
     let mut feed = Feed::new(MACHINE, session, maps, progress, Box::new(stage), found);
     if !believed {
         feed.doubt_all();
+        settle(&mut feed);
+        let store = feed.progress_to_store().unwrap();
+        store.write().unwrap();
+        feed.progress_stored(&store);
     }
     (feed, count, doubted || !believed)
+}
+
+fn settle(feed: &mut Feed) {
+    for map in feed.maps_mut() {
+        if let Some(settle) = map.next_settle() {
+            let done = settle.run();
+            map.settled(&settle, done);
+        }
+    }
 }
 
 impl World {
@@ -236,13 +280,16 @@ impl World {
             disk.write(start, &vec![rng.random(); 100_000]).unwrap();
             disk.flush().unwrap();
         }
-        let (feed, _, _) = open(dir.path(), &disks, 1, 0);
+        let files = Files::new();
+        let (feed, _, _) = open(dir.path(), &files, &disks, (1, 1), 0);
         Self {
             truth: Image::of(&disks),
             calm: rng.random_range(0..=20),
             rng,
             dir,
             disks,
+            files,
+            boot: 1,
             feed,
             requests: Vec::new(),
             injecting: None,
@@ -253,6 +300,7 @@ impl World {
             replica: Replica::empty(),
             snapshots: BTreeMap::from([(0, Replica::empty())]),
             lied: false,
+            unfed: true,
             stream: None,
             counts: Counts::default(),
         }
@@ -269,6 +317,16 @@ impl World {
             self.history.insert(sequence, self.truth.hash);
         }
         out
+    }
+
+    /// Until the map takes the change: writes the records that it needs.
+    fn admit(&mut self, disk: usize, offset: u64, length: u64) {
+        while !self.act(|feed, _| feed.begin(DiskIndex(disk as u16), offset, length)) {
+            let map = &mut self.feed.maps_mut()[disk];
+            let record = map.next_record().unwrap();
+            let done = record.settle().and_then(|()| record.write());
+            map.recorded(&record, done);
+        }
     }
 
     fn is_free(&self, disk: usize, offset: u64, length: u64) -> bool {
@@ -299,7 +357,7 @@ impl World {
             let byte = if self.rng.random_ratio(1, 8) { 0 } else { self.rng.random() };
             vec![byte; length as usize]
         });
-        self.act(|feed, _| feed.begin(DiskIndex(disk as u16), offset, length));
+        self.admit(disk, offset, length);
         self.requests.push(Request { disk, offset, data, length, on_disk: false });
     }
 
@@ -429,12 +487,17 @@ impl World {
                     stream.asked = envelope.head.identity.number;
                     stream.to_replica.push_back(Arc::new(envelope));
                 }
+                Peek::Note(leaving) => {
+                    let left = leaving.write();
+                    self.feed.left(&leaving, left);
+                }
                 Peek::Idle => {}
                 Peek::Reset => self.stream = None,
             },
             3..=4 => {
                 if let Some(envelope) = stream.to_replica.pop_front() {
                     self.replica.take(&envelope, &self.history, &mut self.counts);
+                    self.unfed = false;
                     stream.acks.push_back(self.replica.state.number);
                     if self.rng.random_ratio(1, 10) {
                         self.snapshots.insert(self.replica.state.number.0, self.replica.clone());
@@ -451,6 +514,9 @@ impl World {
 
     /// Flushes disks and stores cleared bits, as the keeper does, with guests' requests in between.
     fn keep(&mut self) {
+        if self.feed.maps().iter().any(ChangeMap::is_unsettled) || self.rng.random_ratio(1, 4) {
+            settle(&mut self.feed);
+        }
         let store = self.feed.progress_to_store();
         self.feed.maps_mut().iter_mut().for_each(ChangeMap::before_flush);
         if let Some(store) = store {
@@ -488,6 +554,7 @@ impl World {
                     place.write(&envelope).unwrap();
                     self.feed.staged(number, place);
                 }
+                settle(&mut self.feed);
                 for (disk, map) in self.disks.iter().zip(self.feed.maps_mut()) {
                     disk.flush().unwrap();
                     map.before_flush();
@@ -501,20 +568,41 @@ impl World {
                 for disk in &self.disks {
                     disk.cut_power(|| rng.random());
                 }
+                self.files.cut_power(rng);
+                self.cut_staging();
+                // A replica that was exchanged just now is a stranger again; the next stream finds that out.
+                let file = Arc::new(self.files.progress.clone());
+                let progress = Progress::open_kept(file, MACHINE).unwrap().0;
+                let known = progress.knows((self.replica.state.number, self.replica.state.digest));
+                assert!(known || self.unfed, "a replica that was fed from here is not known any more");
+                self.lied |= !known;
+                self.boot += 1;
                 self.counts.cuts += 1;
             }
             _ => self.counts.kills += 1,
         }
         self.session += 1;
-        // The new process begins when the old one is gone.
+        // The new process begins when the old one is gone, and no clock goes back.
         let nowhere = scratch();
-        let (scratch_feed, _, _) = open(nowhere.path(), &self.disks, 0, 0);
+        let (scratch_feed, _, _) = open(nowhere.path(), &Files::new(), &self.disks, (0, 0), 0);
         drop(std::mem::replace(&mut self.feed, scratch_feed));
-        let (feed, found, doubted) = open(self.dir.path(), &self.disks, self.session, self.now);
+        self.now += 10_000;
+        let (session, disks) = ((self.session, self.boot), &self.disks);
+        let (feed, found, doubted) = open(self.dir.path(), &self.files, disks, session, self.now);
         assert!(!doubted, "nothing happened that would be a reason for doubt");
         self.feed = feed;
         self.counts.resumed_frames += found as u64;
         self.truth = Image::of(&self.disks);
+    }
+
+    /// Of staging, too, not all reached the medium.
+    fn cut_staging(&mut self) {
+        for entry in std::fs::read_dir(self.dir.path().join("staging")).unwrap() {
+            if self.rng.random() {
+                let file = std::fs::File::options().write(true).open(entry.unwrap().path()).unwrap();
+                file.set_len(self.rng.random_range(0..=file.metadata().unwrap().len())).unwrap();
+            }
+        }
     }
 
     /// Somebody connects the source to another replica, which may look older or newer.
@@ -534,7 +622,7 @@ impl World {
         self.snapshots = BTreeMap::from([(number, stranger.clone())]);
         self.replica = stranger;
         self.stream = None;
-        self.lied = true;
+        (self.lied, self.unfed) = (true, true);
         self.counts.strangers += 1;
     }
 
@@ -546,7 +634,7 @@ impl World {
         self.replica = self.snapshots[&to].clone();
         self.snapshots.retain(|number, _| *number <= to);
         self.stream = None;
-        self.lied = true;
+        (self.lied, self.unfed) = (true, true);
         self.counts.doubts += 1;
     }
 

@@ -527,3 +527,135 @@ fn the_waker_tells_of_frames_and_idle_feeds_mark_the_time() {
         }
     }
 }
+
+/// What a machine that went down long ago left: as it is now, but for the boot, the times, and bits that never
+/// reached the medium.
+fn went_down(map: &Path, disk: &Path) {
+    const LONG_AGO: Duration = Duration::from_secs(400 * 86_400);
+    let then = std::time::SystemTime::now() - LONG_AGO;
+    std::fs::File::options().write(true).open(disk).unwrap().set_modified(then).unwrap();
+    let micros = then.duration_since(std::time::UNIX_EPOCH).unwrap().as_micros() as i64;
+    let mut bytes = std::fs::read(map).unwrap();
+    bytes[40..48].copy_from_slice(&1u64.to_le_bytes());
+    bytes[64..72].copy_from_slice(&micros.to_le_bytes());
+    bytes[72..80].copy_from_slice(&micros.to_le_bytes());
+    let sum = xxhash_rust::xxh3::xxh3_64(&bytes[..120]);
+    bytes[120..128].copy_from_slice(&sum.to_le_bytes());
+    bytes[4096..].fill(0);
+    std::fs::write(map, bytes).unwrap();
+}
+
+#[test]
+fn after_a_power_cut_only_what_was_dirty_or_active_travels_again() {
+    const SIZE: u64 = 32 << 20;
+    const EXTENT: u64 = 4 << 20;
+    let dir = scratch();
+    let path = dir.path().join("disk");
+    let opened = || {
+        let disk = FileDisk::open_or_create(&path, SIZE).unwrap();
+        Arc::new(try_open(dir.path(), vec![Box::new(disk)]).unwrap())
+    };
+    let mut content = vec![0; SIZE as usize];
+    ChaCha8Rng::seed_from_u64(5).fill(&mut content[..]);
+    std::fs::write(&path, &content).unwrap();
+    let source = opened();
+    let target = Target::connect(&source, Held::new(source.sizes()));
+    drop(target.wait_for_all(&source));
+    let state = |name: &str| {
+        let id = DiskId::from_bytes([1; 16]);
+        dir.path().join("state").join(format!("{id}.{name}"))
+    };
+    wait_for("a clean map's file", || {
+        std::fs::read(state("map")).unwrap()[4096..].iter().all(|byte| *byte == 0)
+    });
+    let mut held = target.disconnect();
+    assert_eq!(source.status().active_bytes, 0, "reading a disk makes nothing active");
+
+    let write = |source: &Source, offsets: &[u64]| {
+        let device = source.device(0).unwrap();
+        offsets.iter().for_each(|offset| device.write(*offset, &[7; 4096], false).unwrap());
+    };
+    // As its files were while it ran: closing writes more to them, which a power cut does not.
+    let cut = |source: Arc<Source>| {
+        let names = ["map", "active"].map(state);
+        let files = names.clone().map(|name| std::fs::read(name).unwrap());
+        drop(source);
+        names.iter().zip(files).for_each(|(name, bytes)| std::fs::write(name, bytes).unwrap());
+        went_down(&names[0], &path);
+    };
+
+    write(&source, &[EXTENT, 5 * EXTENT + 100_096, 6 * EXTENT - 4096]);
+    assert_eq!(source.status().active_bytes, 2 * EXTENT);
+    assert_eq!(source.status().dirty_bytes, 3 * REGION_BYTES);
+    cut(source);
+    let source = opened();
+    assert_eq!(source.status().doubt, None);
+    assert_eq!(source.status().dirty_bytes, 2 * EXTENT);
+    let before = held.injected_bytes;
+    let target = Target::connect(&source, held);
+    let caught_up = target.wait_for_all(&source);
+    assert_eq!(caught_up.injected_bytes - before, 2 * EXTENT, "not a byte more");
+    assert!(caught_up.images[0] == std::fs::read(&path).unwrap());
+    drop(caught_up);
+    held = target.disconnect();
+
+    // Without its log there is no telling.
+    write(&source, &[EXTENT]);
+    cut(source);
+    std::fs::remove_file(state("active")).unwrap();
+    let source = opened();
+    let doubt = source.status().doubt.unwrap();
+    assert!(doubt.contains("went down while the disk was in use, and there is no activity log"), "{doubt}");
+    assert_eq!(source.status().dirty_bytes, SIZE);
+    let before = held.injected_bytes;
+    let target = Target::connect(&source, held);
+    assert_eq!(target.wait_for_all(&source).injected_bytes - before, SIZE);
+}
+
+#[test]
+fn a_log_that_cannot_be_kept_stops_no_guest_and_is_told() {
+    let dir = scratch();
+    let disks = [SimulatedDisk::new(16 << 20)];
+    // Nothing can be written where the log belongs.
+    let id = DiskId::from_bytes([1; 16]);
+    let log = dir.path().join("state").join(format!("{id}.active"));
+    std::fs::create_dir_all(log.parent().unwrap()).unwrap();
+    std::os::unix::fs::symlink("/dev/full", &log).unwrap();
+    let source = open(dir.path(), &disks);
+    source.device(0).unwrap().write(5 << 20, &[1; 4096], true).unwrap();
+    let faults = source.status().faults;
+    assert!(
+        faults.iter().any(|fault| fault.contains("after a power cut everything is sent again")),
+        "{faults:?}"
+    );
+    assert_eq!(source.status().active_bytes, 0);
+}
+
+#[test]
+fn many_writers_far_apart_share_records_and_none_is_left_waiting() {
+    const SIZE: usize = 64 << 30;
+    let dir = scratch();
+    let path = dir.path().join("disk");
+    let disk = FileDisk::open_or_create(&path, SIZE as u64).unwrap();
+    let source = Arc::new(try_open(dir.path(), vec![Box::new(disk)]).unwrap());
+    std::thread::scope(|scope| {
+        for writer in 0..8u64 {
+            let device = source.device(0).unwrap();
+            scope.spawn(move || {
+                let mut rng = ChaCha8Rng::seed_from_u64(writer);
+                for _ in 0..300 {
+                    // Far more extents than can be active, and ranges over several of them.
+                    let offset = rng.random_range(0..(SIZE as u64 - (16 << 20)) / 4096) * 4096;
+                    if rng.random_ratio(1, 10) {
+                        device.zero(offset, 12 << 20, true, false).unwrap();
+                    } else {
+                        device.write(offset, &[1; 4096], false).unwrap();
+                    }
+                }
+            });
+        }
+    });
+    let status = source.status();
+    assert_eq!(status.active_bytes, 944 << 22, "all that may be active is, and no more");
+    assert_eq!(status.faults, Vec::<String>::new());
+}

@@ -57,6 +57,13 @@ impl Feed {
     /// Takes over what an earlier process staged. Its changes are in the map as well, so that losing them is
     /// no harm; sending them first keeps the moments in between.
     pub(super) fn adopt(&mut self, found: Vec<Found>) {
+        // Removing files is not synced: a power cut may bring back what was acknowledged long ago.
+        let acked = self.queue.acked();
+        let agrees = |found: &Found| found.head.identity.number != acked.0 || found.head.digest == acked.1;
+        if found.last().is_some_and(|last| last.head.identity.number < acked.0) || !found.iter().all(agrees) {
+            tracing::info!(machine = %self.machine, frames = found.len(), "staged frames from before what was acknowledged are dropped");
+            return self.queue.clear();
+        }
         for Found { head, bytes, place } in found {
             self.epoch = head.identity.epoch;
             self.next_number = head.identity.number.next();

@@ -193,11 +193,18 @@ impl Feed {
         feed
     }
 
-    /// Before a guest's change is applied: sets its bits.
-    pub fn begin(&mut self, disk: DiskIndex, offset: u64, length: u64) {
+    /// Before a guest's change is applied: sets its bits. `false`: nothing was done, because the map needs a
+    /// record first ([`ChangeMap::next_record`]); write it, or wait for whoever does, and begin again.
+    #[must_use]
+    pub fn begin(&mut self, disk: DiskIndex, offset: u64, length: u64) -> bool {
         let (first, last) = regions(offset, length);
-        self.maps[usize::from(disk.0)].set(first, last);
+        let map = &mut self.maps[usize::from(disk.0)];
+        if !map.admits(first, last) {
+            return false;
+        }
+        map.set(first, last);
         self.pending.push((disk.0, first, last));
+        true
     }
 
     /// After a guest's change was applied: puts it into the feed. Returns its place, where it has one.
@@ -569,7 +576,7 @@ impl Feed {
     /// nothing new.
     pub fn progress_to_store(&self) -> Option<ProgressStore> {
         let acked = self.queue.acked();
-        (acked != self.progress.acked()).then(|| self.progress.prepare(acked))
+        (!self.progress.says(acked)).then(|| self.progress.prepare(acked))
     }
     /// It is stored.
     pub const fn progress_stored(&mut self, stored: &ProgressStore) {

@@ -10,12 +10,14 @@
 //! holds much; writing it goes on outside of the feed's lock.
 
 use super::{Feed, Region};
-use crate::progress::Link;
+use crate::map::Settle;
+use crate::progress::{Link, ProgressNote};
 use crate::staging::{Place, Stage};
 use continuum_model::feed::{Envelope, FrameHead};
 use continuum_model::time::Timestamp;
 use continuum_model::units::{Epoch, FrameNumber};
 use std::collections::VecDeque;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,6 +27,8 @@ const MEMORY_SOFT: u64 = 8 << 20;
 const MEMORY_HARD: u64 = 64 << 20;
 /// A frame is staged when it has waited this long.
 const STAGE_AGE: Duration = Duration::from_secs(1);
+/// So many frames are noted with one sync.
+const NOTED_MAX: usize = 64;
 /// What may wait unless the policy says otherwise.
 const BYTES_MAX: u64 = 1 << 30;
 
@@ -42,6 +46,8 @@ pub struct Queue {
     acked: Link,
     /// The newest frame that anybody was given.
     handed_out: FrameNumber,
+    /// The newest frame that is durably noted as one that leaves.
+    noted: FrameNumber,
     /// Rises whenever queued frames are dropped; a stream of an older stretch must end.
     stretch: u64,
 }
@@ -77,10 +83,42 @@ pub enum Peek {
     Memory(Arc<Envelope>),
     /// On disk.
     Staged(Place),
+    /// There is one, and before it leaves this is to be written, and told to [`Feed::left`].
+    Note(Leaving),
     /// None yet.
     Idle,
     /// See [`Next::Reset`].
     Reset,
+}
+
+/// What must be durable before frames leave: that they do, and before that whatever bits a replica which
+/// knows them would otherwise make us forget.
+pub struct Leaving {
+    settles: Vec<(usize, Settle)>,
+    can_be_noted: bool,
+    note: ProgressNote,
+    last: FrameNumber,
+    stretch: u64,
+}
+
+/// What came of writing that: each map, and the note.
+pub struct Left {
+    settled: Vec<io::Result<()>>,
+    noted: io::Result<()>,
+}
+
+impl Leaving {
+    /// Writes it, outside of the feed's lock.
+    pub fn write(&self) -> Left {
+        let settled: Vec<_> = self.settles.iter().map(|(_, settle)| settle.run()).collect();
+        let noted = if self.can_be_noted && settled.iter().all(Result::is_ok) {
+            self.note.write()
+        } else {
+            // Not known, then: doubt, not silence.
+            Err(io::Error::other("a change map could not be synced"))
+        };
+        Left { settled, noted }
+    }
 }
 
 /// A target acknowledged what nobody sent it.
@@ -108,6 +146,7 @@ impl Queue {
             front: acked,
             acked,
             handed_out: acked.0,
+            noted: acked.0,
             stretch: 1,
         }
     }
@@ -174,13 +213,14 @@ impl Queue {
 
     /// The replica ends with this frame, which is the one before the first here or one of these.
     pub(super) fn start_at(&mut self, replica: Link) {
-        self.acked = replica;
+        (self.acked, self.noted) = (replica, replica.0);
         self.handed_out = self.handed_out.max(replica.0);
     }
 
     /// The replica ends with this frame, and nothing waits.
     pub(super) fn restart_at(&mut self, replica: Link) {
-        (self.front, self.acked, self.handed_out) = (replica, replica, replica.0);
+        (self.front, self.acked) = (replica, replica);
+        (self.handed_out, self.noted) = (replica.0, replica.0);
     }
 
     /// Whether what waits here, or is made next, follows that frame.
@@ -252,15 +292,45 @@ impl Feed {
         let Some(first) = self.queue.frames.front().map(|queued| queued.link.0) else { return Peek::Idle };
         let Some(at) = after.next().0.checked_sub(first.0) else { return Peek::Reset };
         let Some(queued) = self.queue.frames.get(at as usize) else { return Peek::Idle };
+        if queued.link.0 > self.queue.noted {
+            return Peek::Note(self.leaving(at as usize));
+        }
         self.totals.sent += queued.bytes;
         self.totals.frames += 1;
-        if queued.link.0 > self.queue.handed_out {
-            self.queue.handed_out = queued.link.0;
-            self.progress.leaves(queued.link);
-        }
+        self.queue.handed_out = self.queue.handed_out.max(queued.link.0);
         match &queued.body {
             Body::Memory(envelope) => Peek::Memory(envelope.clone()),
             Body::Staged(place) => Peek::Staged(place.clone()),
+        }
+    }
+
+    fn leaving(&self, first: usize) -> Leaving {
+        let links: Vec<Link> =
+            self.queue.frames.iter().skip(first).take(NOTED_MAX).map(|queued| queued.link).collect();
+        let unsettled = self.maps.iter().enumerate().filter(|(_, map)| map.is_unsettled());
+        let settles: Vec<_> =
+            unsettled.clone().filter_map(|(disk, map)| Some((disk, map.next_settle()?))).collect();
+        Leaving {
+            can_be_noted: settles.len() == unsettled.count(),
+            settles,
+            last: links.last().map_or(FrameNumber(0), |link| link.0),
+            note: self.progress.leaves(links),
+            stretch: self.queue.stretch,
+        }
+    }
+
+    /// What is needed before frames leave was written. Where that failed they leave all the same, and are
+    /// unknown after a restart: everything is sent again then.
+    pub fn left(&mut self, leaving: &Leaving, left: Left) {
+        for ((disk, settle), done) in leaving.settles.iter().zip(left.settled) {
+            self.maps[*disk].settled(settle, done);
+        }
+        if let Err(error) = left.noted {
+            tracing::warn!(machine = %self.machine, frame = leaving.last.0, %error,
+                "frames that leave could not be noted: after a restart everything may be sent again");
+        }
+        if leaving.stretch == self.queue.stretch {
+            self.queue.noted = self.queue.noted.max(leaving.last);
         }
     }
 
