@@ -14,7 +14,7 @@
 //! made that data durable. The guest waits for its own disk, never for a network.
 
 pub mod background;
-pub mod bits;
+pub use continuum_model::bits;
 pub mod block_server;
 pub mod disk;
 pub mod feed;

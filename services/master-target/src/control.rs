@@ -240,18 +240,18 @@ impl Target {
     ) -> Result<command_result::Result, Fault> {
         let store = self.store(&order.machine_id)?;
         let position = Sequence(order.position);
-        let view = store.open_view(position).map_err(|error| replica_fault(&error))?;
-        let mut disks = Vec::new();
-        for (done, disk) in store.disks().iter().enumerate() {
-            progress.tell(done as f64 / store.disks().len() as f64, format!("digesting disk {}", disk.index));
-            let digest = view.digest(disk.index).map_err(|error| replica_fault(&error))?;
-            disks.push(pb::DiskDigest {
-                index: disk.index.0.into(),
-                digest: digest.to_string(),
-                bytes_read: disk.size,
-            });
-        }
-        Ok(command_result::Result::Digests(pb::Digests { disks, position: position.0, time_us: 0 }))
+        progress.tell(0.0, "summing what changed since it was summed last");
+        let digests = store.digest_at(position).map_err(|error| replica_fault(&error))?;
+        let disks = digests.iter().map(|disk| pb::DiskDigest {
+            index: disk.disk.0.into(),
+            digest: disk.digest.to_string(),
+            bytes_read: disk.bytes_read,
+        });
+        Ok(command_result::Result::Digests(pb::Digests {
+            disks: disks.collect(),
+            position: position.0,
+            time_us: 0,
+        }))
     }
 
     fn store(&self, machine: &str) -> Result<Arc<Store>, Fault> {

@@ -68,6 +68,7 @@ impl Store {
         let done = prepared.and_then(|blocks| {
             *half_way = true;
             core.take_over(&blocks)?;
+            core.note_changes();
             core.advance(&target)?;
             *half_way = false;
             core.drop_superseded()
