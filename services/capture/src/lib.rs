@@ -16,6 +16,7 @@
 pub mod background;
 pub use continuum_model::bits;
 pub mod block_server;
+pub mod compare;
 pub mod disk;
 pub mod feed;
 pub mod map;
@@ -29,6 +30,7 @@ pub mod splitter;
 pub mod staging;
 
 pub use block_server::BlockServer;
+pub use compare::ReplicaSums;
 pub use disk::{FileDisk, SourceDisk};
 pub use feed::{AckAhead, Connected, Next, ReplicaState};
 pub use source::{Source, SourceConfig, SourceError, SourceStatus};

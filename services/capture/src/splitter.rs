@@ -13,6 +13,7 @@
 //!
 //! A range of zeroes longer than 32 MiB goes in pieces: none holds the feed for long.
 
+use crate::compare::AskReplica;
 use crate::disk::SourceDisk;
 use crate::feed::{Applied, Events, Feed};
 use crate::nbd::{BlockDevice, Extent};
@@ -101,6 +102,7 @@ pub(crate) struct Shared {
     pub(crate) stager: Condvar,
     pub(crate) keeper: Condvar,
     pub(crate) waker: Mutex<Option<Waker>>,
+    pub(crate) ask_replica: Mutex<Option<AskReplica>>,
     pub(crate) scanner: Scanner,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) io: Counters,
@@ -152,6 +154,7 @@ impl Shared {
             stager: Condvar::new(),
             keeper: Condvar::new(),
             waker: Mutex::new(None),
+            ask_replica: Mutex::new(None),
             scanner: Scanner::default(),
             clock,
             io: Counters::default(),

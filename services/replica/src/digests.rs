@@ -177,7 +177,7 @@ impl Store {
     /// Errors: the files of sums could not be used; the next call reads back what of them can be believed.
     pub fn tend_digests(&self, bytes_max: Bytes) -> Result<Digested, ReplicaError> {
         let mut sums = self.core.digests.sums();
-        let done = self.bring_forward(&mut sums, bytes_max.0);
+        let done = self.bring_forward(&mut sums, bytes_max.0, None);
         self.saved(&mut sums, done)
     }
 
@@ -189,7 +189,7 @@ impl Store {
         let core = &*self.core;
         let view = self.open_view(position)?;
         let mut sums = core.digests.sums();
-        let brought = self.bring_forward(&mut sums, u64::MAX);
+        let brought = self.bring_forward(&mut sums, u64::MAX, None);
         let brought = match self.saved(&mut sums, brought) {
             Ok(brought) => brought,
             Err(error) => {
@@ -270,7 +270,8 @@ impl Store {
             return Err(ReplicaError::Outside { disk, start, end, size: spec.size });
         }
         let mut sums = core.digests.sums();
-        if let Err(error) = self.bring_forward(&mut sums, bytes_max.0) {
+        let wanted = start.saturating_mul(FAN_OUT.pow(nodes.level.into()));
+        if let Err(error) = self.bring_forward(&mut sums, bytes_max.0, Some((place, wanted))) {
             return self.saved(&mut sums, Err(error)).map(|_: Digested| nothing(start, end));
         }
         let mut changed = core.digests.changed();
@@ -307,9 +308,14 @@ impl Store {
         Ok(SumsAt { frame: sums.at.frame, digest: sums.at.digest, sums: out })
     }
 
-    /// Reads back what can be believed, where that was not done; then sums what changed, from where the last
-    /// slice ended.
-    fn bring_forward(&self, kept: &mut Option<Sums>, bytes_max: u64) -> Result<Digested, ReplicaError> {
+    /// Reads back what can be believed, where that was not done; then sums what changed: from a block of a disk on
+    /// that somebody waits for, else from where the last slice ended.
+    fn bring_forward(
+        &self,
+        kept: &mut Option<Sums>,
+        bytes_max: u64,
+        wanted: Option<(usize, u64)>,
+    ) -> Result<Digested, ReplicaError> {
         let core = &*self.core;
         let mut digested = Digested { bytes: vec![0; core.disks.len()], done: true, unreadable: 0 };
         let (view, mut work) = {
@@ -343,8 +349,12 @@ impl Store {
         let Some(sums) = kept.as_mut() else { return Ok(digested) };
         let mut left = bytes_max;
         let mut result = Ok(());
-        for (place, disk) in sums.disks.iter_mut().enumerate() {
-            match disk.sum_slice(&view, &mut work[place], &mut left) {
+        if let Some((place, block)) = wanted {
+            sums.disks[place].cursor = block;
+        }
+        let first = wanted.map_or(0, |(place, _)| place);
+        for place in (first..sums.disks.len()).chain(0..first) {
+            match sums.disks[place].sum_slice(&view, &mut work[place], &mut left) {
                 Ok((bytes, wrote)) => {
                     digested.bytes[place] = bytes;
                     sums.unsaved |= wrote;
