@@ -2,7 +2,7 @@
 //!
 //! - the **ticker** closes frames that are 20 ms old, sets a time mark when nothing happened for a while, and
 //!   says once a second in the maps that the process lives. It never waits for a disk, so frames never do
-//! - the **injector** sends stale regions, a run of at most 1 MiB at a time
+//! - the **injector** sends stale regions, a run of at most 1 MiB at a time; after doubt it compares them first
 //! - the **stager** moves frames that cannot leave from memory to disk
 //! - the **keeper** looks once a second at the disks' sizes, flushes disks, and then clears bits in map files
 //! - the **settler** syncs map files once a second while guests write, and lets what is idle leave the activity
@@ -10,6 +10,7 @@
 
 use crate::disk::Stamp;
 use crate::feed::Applied;
+use crate::feed::compare::Compare;
 use crate::map::ChangeMap;
 use crate::source::Timing;
 use crate::splitter::Shared;
@@ -80,7 +81,14 @@ pub(crate) fn inject(shared: &Shared) {
     let mut failed = false;
     let mut feed = shared.feed();
     while !shared.is_stopping() {
-        if let Some((disk, offset, length)) = feed.next_injection(INJECT_BYTES, &shared.sizes) {
+        if feed.next_comparison() != Compare::Nothing {
+            drop(feed);
+            let compared = shared.compare_next();
+            feed = shared.feed();
+            if compared == Some(Compare::Wait) && feed.next_comparison() == Compare::Wait {
+                feed = shared.injector.wait(feed).unwrap_or_else(PoisonError::into_inner);
+            }
+        } else if let Some((disk, offset, length)) = feed.next_injection(INJECT_BYTES, &shared.sizes) {
             drop(feed);
             failed |= !shared.inject_run(disk, offset, length, &mut buffer);
             feed = shared.feed();

@@ -15,8 +15,9 @@
 
 pub mod activity;
 pub mod background;
-pub mod bits;
+pub use continuum_model::bits;
 pub mod block_server;
+pub mod compare;
 pub mod disk;
 pub mod feed;
 pub mod kept;
@@ -34,6 +35,7 @@ pub mod splitter;
 pub mod staging;
 
 pub use block_server::BlockServer;
+pub use compare::ReplicaSums;
 pub use disk::{FileDisk, SourceDisk};
 pub use feed::{AckAhead, Connected, Next, ReplicaState};
 pub use source::{Source, SourceConfig, SourceError, SourceStatus};

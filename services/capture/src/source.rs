@@ -13,6 +13,7 @@
 //! [`Next::Reset`], or when the connection is lost, it connects again.
 
 use crate::background;
+use crate::compare::{AskReplica, ReplicaSums};
 use crate::disk::SourceDisk;
 use crate::feed::link::Halted;
 use crate::feed::queue::Peek;
@@ -22,12 +23,12 @@ use crate::nbd::BlockDevice;
 use crate::progress::Progress;
 use crate::splitter::{GuestIo, Part, Shared, SplitDisk, Waker};
 use crate::staging::FileStage;
-use continuum_model::digest::Digest;
+use continuum_model::digest::{Digest, Nodes};
 use continuum_model::feed::{Barrier, BarrierKind};
 use continuum_model::health::Mode;
 use continuum_model::id::{DiskId, MachineId, PointId};
 use continuum_model::time::Timestamp;
-use continuum_model::units::{Epoch, FrameNumber, Sequence};
+use continuum_model::units::{DiskIndex, Epoch, FrameNumber, Sequence};
 use continuum_model::world::{Clock, Entropy};
 use std::fs::File;
 use std::io;
@@ -229,6 +230,9 @@ impl Source {
             feed.doubt_all();
             doubts.push("how far the target was is not on record here".into());
         }
+        if !doubts.is_empty() {
+            feed.doubt();
+        }
         let shared = Arc::new(Shared::new(machine, parts, sizes, feed, clock));
         if !believed {
             // In this order: a power cut in between must not leave maps that nothing contradicts.
@@ -282,6 +286,16 @@ impl Source {
     pub fn set_waker(&self, waker: impl Fn() + Send + Sync + 'static) {
         let waker: Waker = Arc::new(waker);
         *self.shared.waker.lock().unwrap_or_else(PoisonError::into_inner) = Some(waker);
+    }
+
+    /// Where sums of the replica are asked for after doubt, so that only what differs is sent. Called by a thread of the
+    /// source; it may wait, for as long as nobody minds that nothing is sent, and must end soon once the source closes.
+    pub fn set_ask_replica(
+        &self,
+        ask: impl Fn(DiskIndex, &Nodes) -> Result<ReplicaSums, String> + Send + Sync + 'static,
+    ) {
+        let ask: AskReplica = Arc::new(ask);
+        *self.shared.ask_replica.lock().unwrap_or_else(PoisonError::into_inner) = Some(ask);
     }
 
     /// A stream to the replica opened under `epoch`. Returns what came of it, and the stretch to ask frames

@@ -17,6 +17,7 @@
 //! A range of zeroes longer than 32 MiB goes in pieces: none holds the feed for long.
 
 use crate::activity::Record;
+use crate::compare::AskReplica;
 use crate::disk::SourceDisk;
 use crate::feed::{Applied, Events, Feed};
 use crate::nbd::{BlockDevice, Extent};
@@ -107,6 +108,7 @@ pub(crate) struct Shared {
     /// A record of an activity log was written.
     recorded: Condvar,
     pub(crate) waker: Mutex<Option<Waker>>,
+    pub(crate) ask_replica: Mutex<Option<AskReplica>>,
     pub(crate) scanner: Scanner,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) io: Counters,
@@ -159,6 +161,7 @@ impl Shared {
             keeper: Condvar::new(),
             recorded: Condvar::new(),
             waker: Mutex::new(None),
+            ask_replica: Mutex::new(None),
             scanner: Scanner::default(),
             clock,
             io: Counters::default(),

@@ -11,6 +11,7 @@
 use continuum_capture::activity::Shape;
 use continuum_capture::bits::Bits;
 use continuum_capture::disk::SourceDisk;
+use continuum_capture::feed::compare::{Compare, Slice};
 use continuum_capture::feed::queue::Peek;
 use continuum_capture::feed::{Applied, Feed, ReplicaState};
 use continuum_capture::kept::Kept;
@@ -18,6 +19,7 @@ use continuum_capture::map::{Boot, ChangeMap, Subject};
 use continuum_capture::progress::Progress;
 use continuum_capture::simulated::{Fault, Power, SimulatedDisk, SimulatedFile};
 use continuum_capture::staging::FileStage;
+use continuum_model::digest::{BlockSum, differing};
 use continuum_model::feed::frame::data_sum;
 use continuum_model::feed::record::Legality;
 use continuum_model::feed::{Barrier, Change, Envelope};
@@ -161,6 +163,7 @@ struct Counts {
     doubts: u64,
     strangers: u64,
     staged: u64,
+    compared: u64,
 }
 
 struct World {
@@ -175,6 +178,7 @@ struct World {
     truth: Image,
     requests: Vec<Request>,
     injecting: Option<(usize, u64, Vec<u8>)>,
+    comparing: Option<Comparing>,
     history: HashMap<u64, u64>,
     now: i64,
     session: u64,
@@ -190,6 +194,14 @@ struct World {
     counts: Counts,
     /// Of 20 disturbances so many do not happen.
     calm: u32,
+}
+
+/// A slice that is compared: summed up to a region; then what the replica said, and when.
+struct Comparing {
+    slice: Slice,
+    sums: Vec<BlockSum>,
+    at: u64,
+    told: Option<(Vec<BlockSum>, (FrameNumber, u128))>,
 }
 
 struct Stream {
@@ -257,6 +269,9 @@ fn open(
         store.write().unwrap();
         feed.progress_stored(&store);
     }
+    if doubted {
+        feed.doubt();
+    }
     (feed, count, doubted || !believed)
 }
 
@@ -293,6 +308,7 @@ impl World {
             feed,
             requests: Vec::new(),
             injecting: None,
+            comparing: None,
             history: HashMap::new(),
             now: 1_000,
             session: 1,
@@ -409,7 +425,64 @@ impl World {
         });
     }
 
+    /// What the injector does before it injects. Returns whether there was anything of that kind to do.
+    fn compare(&mut self) -> bool {
+        let Some(mut comparing) = self.comparing.take() else {
+            match self.feed.next_comparison() {
+                Compare::Nothing => return false,
+                Compare::Wait => {}
+                Compare::Slice(slice) => {
+                    let sums = vec![BlockSum::UNKNOWN; (slice.regions.end - slice.regions.start) as usize];
+                    let at = slice.regions.start;
+                    self.comparing = Some(Comparing { slice, sums, at, told: None });
+                }
+            }
+            return true;
+        };
+        let disk = usize::from(comparing.slice.disk.0);
+        if let Some(run) = self.feed.next_to_sum(&comparing.slice, comparing.at, 3) {
+            let (offset, end) = (run.start * REGION_BYTES, (run.end * REGION_BYTES).min(SIZES[disk] as u64));
+            if self.is_free(disk, offset, end - offset) {
+                let mut data = vec![0; (end - offset) as usize];
+                self.disks[disk].read(offset, &mut data).unwrap();
+                for (region, block) in run.clone().zip(data.chunks(REGION_BYTES as usize)) {
+                    comparing.sums[region as usize] = BlockSum::of(block);
+                }
+                comparing.at = run.end;
+            }
+            self.comparing = Some(comparing);
+            return true;
+        }
+        let Some((told, behind)) = comparing.told.take() else {
+            let image = &self.replica.image;
+            let sum = |region| match self.rng.random_range(0..20) {
+                0 => BlockSum::UNKNOWN,
+                1 => BlockSum(self.rng.random()),
+                _ => BlockSum::of(image.region(disk, region)),
+            };
+            let sums = comparing.slice.regions.clone().map(sum).collect();
+            comparing.told = Some((sums, (self.replica.state.number, self.replica.state.digest)));
+            comparing.at = u64::MAX;
+            self.comparing = Some(comparing);
+            return true;
+        };
+        let differ = differing(0, &comparing.sums, 0, |_| Ok::<_, ()>(told.clone())).unwrap();
+        match self.act(|feed, now| feed.rely_on(&[behind], now)) {
+            Ok(()) => {
+                let before = self.feed.totals.equal;
+                let all = comparing.slice.regions.clone();
+                self.act(|feed, _| feed.compared(&comparing.slice, all, &differ, SIZES[disk] as u64));
+                self.counts.compared += u64::from(self.feed.totals.equal > before);
+            }
+            Err(why) => self.act(|feed, _| feed.stop_comparing(&why)),
+        }
+        true
+    }
+
     fn inject(&mut self) {
+        if self.injecting.is_none() && self.compare() {
+            return;
+        }
         if let Some((disk, offset, data)) = self.injecting.take() {
             let index = DiskIndex(disk as u16);
             for (at, run) in data.chunks(REGION_BYTES as usize).enumerate() {
@@ -543,6 +616,7 @@ impl World {
         // What was on the disk stays, whether or not the guest ever heard of it; the network forgets.
         self.requests.clear();
         self.injecting = None;
+        self.comparing = None;
         self.stream = None;
         match self.rng.random_range(0..4) {
             0 => {
@@ -749,6 +823,7 @@ fn whatever_happens_the_map_and_the_positions_are_right() {
         all.doubts += counts.doubts;
         all.strangers += counts.strangers;
         all.staged += counts.staged;
+        all.compared += counts.compared;
     }
     println!("{all:?}");
     if count >= 100 {
@@ -765,6 +840,7 @@ fn whatever_happens_the_map_and_the_positions_are_right() {
             doubts,
             strangers,
             staged,
+            compared,
         } = all;
         for (what, count) in [
             ("legal positions", legal),
@@ -778,6 +854,7 @@ fn whatever_happens_the_map_and_the_positions_are_right() {
             ("replicas gone back in time", doubts),
             ("replicas that were others", strangers),
             ("staged frames", staged),
+            ("slices compared", compared),
         ] {
             assert!(count > 20, "only {count} {what}");
         }

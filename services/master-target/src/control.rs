@@ -4,11 +4,12 @@ use crate::bring_up::{BringUp, ServedDisk};
 use crate::estate::{Estate, Replica, Reported};
 use crate::{fault, receive, replica_fault, retention};
 use continuum_fabric::lab::LabCompute;
+use continuum_model::digest::Nodes;
 use continuum_model::fault::{Fault, FaultClass};
 use continuum_model::id::{MachineId, PointId, ViewId};
 use continuum_model::point::{PointChoice, PointKind};
 use continuum_model::time::Timestamp;
-use continuum_model::units::{Epoch, Sequence};
+use continuum_model::units::{Bytes, DiskIndex, Epoch, Sequence};
 use continuum_model::world::{Clock, SystemClock};
 use continuum_proto::v1 as pb;
 use continuum_replica::marks::Proofs;
@@ -106,6 +107,8 @@ pub async fn run(
     Ok(())
 }
 
+/// What is read at most before sums are told to a source that compares.
+const SUMMED_FOR_SOURCE: Bytes = Bytes(512 << 20);
 /// Listed points of one replica in one report.
 const POINTS_PER_REPORT: usize = 1000;
 
@@ -205,6 +208,7 @@ impl Target {
                 Ok(command_result::Result::Timeline(timeline(&store, &request)))
             }
             Act::ReplicaDigest(order) => self.digest(&order, progress),
+            Act::ReplicaSums(order) => self.sums(&order),
             Act::MarkPoint(order) => {
                 let store = self.store(&order.machine_id)?;
                 let point: PointId = parse(&order.point_id, "recovery point")?;
@@ -247,18 +251,34 @@ impl Target {
     ) -> Result<command_result::Result, Fault> {
         let store = self.store(&order.machine_id)?;
         let position = Sequence(order.position);
-        let view = store.open_view(position).map_err(|error| replica_fault(&error))?;
-        let mut disks = Vec::new();
-        for (done, disk) in store.disks().iter().enumerate() {
-            progress.tell(done as f64 / store.disks().len() as f64, format!("digesting disk {}", disk.index));
-            let digest = view.digest(disk.index).map_err(|error| replica_fault(&error))?;
-            disks.push(pb::DiskDigest {
-                index: disk.index.0.into(),
-                digest: digest.to_string(),
-                bytes_read: disk.size,
-            });
-        }
-        Ok(command_result::Result::Digests(pb::Digests { disks, position: position.0, time_us: 0 }))
+        progress.tell(0.0, "summing what changed since it was summed last");
+        let digests = store.digest_at(position).map_err(|error| replica_fault(&error))?;
+        let disks = digests.iter().map(|disk| pb::DiskDigest {
+            index: disk.disk.0.into(),
+            digest: disk.digest.to_string(),
+            bytes_read: disk.bytes_read,
+        });
+        Ok(command_result::Result::Digests(pb::Digests {
+            disks: disks.collect(),
+            position: position.0,
+            time_us: 0,
+        }))
+    }
+
+    /// What was not summed yet is, within bounds: the source waits for the answer.
+    fn sums(&self, order: &pb::ReplicaSums) -> Result<command_result::Result, Fault> {
+        let store = self.store(&order.machine_id)?;
+        let invalid =
+            |what: &str| Fault::new(FaultClass::Usage, "command.invalid", format!("there is no such {what}"));
+        let disk = DiskIndex(u16::try_from(order.disk).map_err(|_| invalid("disk"))?);
+        let level = u8::try_from(order.level).map_err(|_| invalid("level of sums"))?;
+        let nodes = Nodes { level, range: order.first..order.first.saturating_add(order.count.into()) };
+        let told = store.sums(disk, &nodes, SUMMED_FOR_SOURCE).map_err(|error| replica_fault(&error))?;
+        Ok(command_result::Result::Sums(pb::Sums {
+            frame: told.frame.0,
+            frame_digest: told.digest.to_le_bytes().to_vec(),
+            sums: told.sums.iter().flat_map(|sum| sum.0.to_le_bytes()).collect(),
+        }))
     }
 
     fn store(&self, machine: &str) -> Result<Arc<Store>, Fault> {

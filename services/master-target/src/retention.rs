@@ -1,6 +1,7 @@
 //! What is done for every replica in the background, a bounded slice at a time, while everything else goes on:
-//! history is thinned and folded into the base by policy, the logs of overlays are kept short, and everything that is stored is
-//! read again and again before somebody needs it.
+//! what changed is summed, so that the newest state can be compared without being read; history is thinned and folded
+//! into the base by policy, the logs of overlays are kept short, and everything that is stored is read again and again
+//! before somebody needs it.
 
 use crate::estate::{Estate, Replica};
 use continuum_model::policy::{Policy, RetentionStep};
@@ -25,6 +26,10 @@ const THIN_ROUNDS: u64 = 12;
 const SPACE_PERCENT: u64 = 90;
 /// Of history that is thinned for lack of space one state of every so long is kept.
 const SQUEEZED: RetentionStep = RetentionStep { every_seconds: 3600, for_seconds: u64::MAX };
+/// What is read for the sums of all replicas together in a round. What was just written is still in memory.
+const SUMMED_BYTES: u64 = 256 << 20;
+/// The least that one replica gets of it.
+const SUMMED_BYTES_MIN: u64 = 4 << 20;
 
 /// Goes on until `stop`. A replica for which something fails keeps what it has and says so; the others go on.
 pub async fn run(estate: Arc<Estate>, clock: Arc<dyn Clock>, stop: CancellationToken) {
@@ -39,7 +44,11 @@ pub async fn run(estate: Arc<Estate>, clock: Arc<dyn Clock>, stop: CancellationT
         uptime += passed;
         let replicas = estate.all();
         round += 1;
-        let share = Bytes((SCRUB_BYTES / replicas.len().max(1) as u64).max(SCRUB_BYTES_MIN));
+        let each = replicas.len().max(1) as u64;
+        let share = Share {
+            scrub: Bytes((SCRUB_BYTES / each).max(SCRUB_BYTES_MIN)),
+            sums: Bytes((SUMMED_BYTES / each).max(SUMMED_BYTES_MIN)),
+        };
         for replica in replicas {
             let Ok(store) = replica.store() else { continue };
             let (now, thin, stop) = (clock.wall(), round.is_multiple_of(THIN_ROUNDS), stop.clone());
@@ -53,11 +62,18 @@ pub async fn run(estate: Arc<Estate>, clock: Arc<dyn Clock>, stop: CancellationT
     }
 }
 
+/// What may be read for one replica in a round.
+#[derive(Clone, Copy)]
+struct Share {
+    scrub: Bytes,
+    sums: Bytes,
+}
+
 fn tend(
     replica: &Replica,
     store: &Store,
     (now, passed): (Timestamp, Duration),
-    share: Bytes,
+    share: Share,
     thin: Option<&CancellationToken>,
 ) {
     let assigned = replica.assigned();
@@ -65,6 +81,10 @@ fn tend(
     let failed = |what: &str, error: &ReplicaError| tracing::error!(%machine, %error, "{what}");
     if let Err(error) = store.pass_time(now, passed) {
         failed("the time that this replica was kept could not be put on record: locks hold longer", &error);
+    }
+    // Before the fold: what it forgets is summed, or known to be not.
+    if let Err(error) = store.tend_digests(share.sums) {
+        failed("the sums of the newest state could not be kept: comparing reads more", &error);
     }
     let policy = &assigned.policy;
     if let Some(stop) = thin {
@@ -85,7 +105,7 @@ fn tend(
     if let Err(error) = store.tend_overlays() {
         failed("the log of a machine that was brought up could not be shortened", &error);
     }
-    match store.scrub(share) {
+    match store.scrub(share.scrub) {
         Ok(scrubbed) => {
             for finding in scrubbed.found {
                 tracing::error!(%machine, "the scrub found damage: {finding}");

@@ -1,6 +1,7 @@
 //! Serving the disks, and the session with the vault.
 
 use crate::sender::{self, Course, Link, Route};
+use crate::sums::Sums;
 use continuum_capture::block_server::Listen;
 use continuum_capture::source::SourceSpec;
 use continuum_capture::{BlockServer, FileDisk, Source, SourceConfig, SourceStatus};
@@ -12,7 +13,7 @@ use continuum_model::units::Epoch;
 use continuum_model::world::{Clock, SystemClock, SystemEntropy};
 use continuum_proto::v1 as pb;
 use continuum_wire::grpc;
-use continuum_wire::session::{self, Handler, Progress};
+use continuum_wire::session::{self, Handler, Outbox, Progress};
 use continuum_wire::tls::Credentials;
 use pb::{command_result, server_message, vault_message};
 use std::path::PathBuf;
@@ -66,6 +67,7 @@ struct Agent {
     link: Arc<Mutex<Link>>,
     retry_now: Arc<Notify>,
     report_now: Arc<Notify>,
+    sums: Arc<Sums>,
 }
 
 /// Runs until `stop`. The disks are served from the first moment.
@@ -115,8 +117,11 @@ pub async fn run(
         link: Arc::default(),
         retry_now: Arc::default(),
         report_now: Arc::default(),
+        sums: Arc::default(),
         config,
     });
+    let sums = agent.sums.clone();
+    source.set_ask_replica(move |disk, nodes| sums.ask(disk, nodes));
     let sending = sender::run(
         source,
         credentials.clone(),
@@ -134,6 +139,7 @@ pub async fn run(
     let points = agent.cut_points(stop);
     tokio::join!(sending, session, points);
     // Guests leave first; then what waits is staged and the maps are closed, so that the next start believes them.
+    agent.sums.close();
     let closed = tokio::task::spawn_blocking(move || agent.server.close());
     match closed.await {
         Ok(Ok(())) => Ok(()),
@@ -229,6 +235,10 @@ impl Handler for Agent {
         }
     }
 
+    fn speaks(&self, outbox: Outbox) {
+        self.sums.speaks(outbox);
+    }
+
     async fn report(&self) -> server_message::Message {
         let status = self.source.status();
         let link = self.link.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -261,7 +271,11 @@ impl Handler for Agent {
     }
 
     async fn assigned(&self, message: vault_message::Message) {
-        let vault_message::Message::Agent(assignment) = message else { return };
+        let assignment = match message {
+            vault_message::Message::Agent(assignment) => assignment,
+            vault_message::Message::Sums(reply) => return self.sums.answer(reply),
+            _ => return,
+        };
         if assignment.machine_id != self.machine.to_string() {
             tracing::error!("an assignment for another machine was ignored");
             return;

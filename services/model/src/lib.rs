@@ -8,9 +8,11 @@
 //! - [`protection`]: the state machine of a protection; [`point`]: recovery points and how one is asked for
 //! - [`policy`]: what an operator may configure, validated as a whole; [`recovery_plan`]: who is brought up when
 //! - [`job`]: states of jobs and steps; [`retry`]: when a failed exchange is tried again
+//! - [`digest`]: what two copies of a disk are compared by; [`bits`]: sets of regions
 //! - [`fault`]: the shape every error takes before a person sees it; [`untrusted`]: text from outside
 //! - [`world`]: clock and randomness as traits, so that one seed can drive a whole world
 
+pub mod bits;
 pub mod digest;
 pub mod fault;
 pub mod feed;

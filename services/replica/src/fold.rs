@@ -141,6 +141,7 @@ impl Core {
             folding.half_way = false;
             return Ok(false);
         }
+        self.note_changes();
         self.advance(target)?;
         folding.cursor = None;
         folding.half_way = false;

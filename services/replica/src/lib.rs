@@ -11,6 +11,7 @@
 //! - [`bare`]: a store opened without its owner, [`snapshot`]: and without changing a byte of it
 //! - [`export`]: a moment written into a plain file
 //! - [`inspect`]: what a file or a folder is, and what of it is damaged
+//! - [`digests`]: the sums of the newest state, so that comparing reads nothing that did not change
 //! - [`scrub`]: reading everything before somebody needs it
 //! - [`remote`]: a store kept as objects
 //! - [`marks`]: pins and proofs of points; [`manifest`]: what the store is and how far it is folded
@@ -23,6 +24,7 @@
 //! <store>/journal/00000001  segments, in order
 //! <store>/base/0.img .sum   the oldest retained state of disk 0
 //! <store>/base/redo         a fold under way
+//! <store>/digests/0         the sums of the newest state of disk 0; can be lost
 //! <store>/views/<id>.cow    overlays
 //! ```
 //!
@@ -35,6 +37,7 @@ extern crate self as continuum_replica;
 pub mod bare;
 pub mod base;
 pub mod cache;
+pub mod digests;
 mod entries;
 pub mod export;
 pub mod extents;
@@ -55,6 +58,7 @@ pub mod thin;
 pub mod view;
 
 pub use cache::Cache;
+pub use digests::{DigestAt, Digested, SumsAt};
 pub use manifest::DiskSpec;
 pub use medium::{Folder, Medium};
 pub use overlay::Overlay;

@@ -329,9 +329,12 @@ impl Slice<'_> {
         let after = rows.last().map_or(from.0, |entry| entry.sequence);
         let ranges =
             rows.iter().map(|entry| (entry.disk, entry.offset, entry.offset + u64::from(entry.length)));
-        let ranges = ranges.collect();
+        let ranges: Vec<_> = ranges.collect();
         drop(rows);
         drop(index);
+        for (disk, start, end) in &ranges {
+            self.core.forget_sums(*disk, *start, *end);
+        }
         self.until_overwritten(from, after, ranges)
     }
 
@@ -402,6 +405,7 @@ impl Slice<'_> {
         }
         for (block, reason) in wrong {
             let range = (disk, block * REGION_BYTES, ((block + 1) * REGION_BYTES).min(size));
+            core.forget_sums(range.0, range.1, range.2);
             let from = {
                 let manifest = &core.index().manifest;
                 (manifest.base_sequence, manifest.base_time)

@@ -11,6 +11,7 @@
 
 use crate::base::Base;
 use crate::cache::{Cache, Owner};
+use crate::digests::Digests;
 use crate::entries::Entries;
 use crate::fold::Folding;
 use crate::manifest::{self, DiskSpec, FORMAT, Manifest};
@@ -306,7 +307,7 @@ pub(crate) struct Ingest {
 #[derive(Default)]
 pub(crate) struct Leases {
     /// Positions of open views, and how many are open at each.
-    open: BTreeMap<Sequence, usize>,
+    pub(crate) open: BTreeMap<Sequence, usize>,
     /// A fold up to here is under way: what is older goes.
     pub(crate) folding: Option<Sequence>,
     /// Between these two history is thinned: what lies between goes.
@@ -342,6 +343,7 @@ pub(crate) struct Core {
     leases: Mutex<Leases>,
     overlays: Mutex<Vec<Weak<Laid>>>,
     pub(crate) scrub: Mutex<Progress>,
+    pub(crate) digests: Digests,
     ingest: Mutex<Ingest>,
     index: RwLock<Index>,
     pub(crate) base: RwLock<Base>,
@@ -448,6 +450,7 @@ impl Store {
             leases: Mutex::default(),
             overlays: Mutex::default(),
             scrub: Mutex::new(scrub),
+            digests: Digests::default(),
             ingest: Mutex::new(ingest),
             index: RwLock::new(index),
             base: RwLock::new(base),

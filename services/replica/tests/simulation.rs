@@ -62,6 +62,7 @@ fn the_store_is_what_the_model_says_through_anything() {
         compactions,
         refused,
         rot,
+        digests,
     } = counts;
     for (what, happened) in [
         ("faults", faults),
@@ -76,6 +77,7 @@ fn the_store_is_what_the_model_says_through_anything() {
         ("compactions", compactions),
         ("refused frames", refused),
         ("rot", rot),
+        ("digests", digests),
     ] {
         assert!(happened > seeds.len() as u64 / 20, "too little of {what}: {counts:?}");
     }

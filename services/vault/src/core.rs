@@ -10,6 +10,7 @@
 
 use crate::config::Thresholds;
 use crate::coordination::sessions::{Hands, Sessions};
+use crate::coordination::sums::UnderWay;
 use crate::estate::{Estate, JobEntry, MachineEntry, Progress, ServerEntry, machine_of};
 use crate::grants;
 use crate::hub::Hub;
@@ -62,6 +63,8 @@ pub(crate) struct Core {
     pub(crate) sessions: Arc<Sessions>,
     /// Who carries out commands: the sessions, or a simulation.
     pub(crate) hands: Arc<dyn Hands>,
+    /// Which agents wait for sums of their replica.
+    pub(crate) sums: UnderWay,
     /// Who is let in besides having a certificate.
     gate: Peers,
     /// The count of grants that were heeded.
@@ -92,6 +95,7 @@ impl Core {
             hub: Hub::default(),
             sessions,
             hands,
+            sums: UnderWay::default(),
             gate,
             grants: AtomicU64::new(0),
             tasks: TaskTracker::new(),

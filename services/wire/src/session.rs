@@ -45,9 +45,24 @@ pub trait Handler: Send + Sync + 'static {
         command: pb::Command,
         progress: Progress,
     ) -> impl Future<Output = Result<command_result::Result, Fault>> + Send;
+    /// Told once, before the first session: what a server says of its own accord goes in there.
+    fn speaks(&self, outbox: Outbox) {
+        let _ = outbox;
+    }
     /// The session was opened or lost (with the reason).
     fn connected(&self, state: Result<(), &Fault>) {
         let _ = state;
+    }
+}
+
+/// What a server says to the vault of its own accord.
+#[derive(Clone)]
+pub struct Outbox(mpsc::Sender<server_message::Message>);
+
+impl Outbox {
+    /// Says it in this session, or the next one. Never waits: `false` where there is no room.
+    pub fn say(&self, message: server_message::Message) -> bool {
+        self.0.try_send(message).is_ok()
     }
 }
 
@@ -75,6 +90,7 @@ where
     F: Future<Output = Result<Channel, Fault>> + Send,
 {
     let (outbox, mut outgoing) = mpsc::channel(OUTBOX);
+    handler.speaks(Outbox(outbox.clone()));
     let mut commands = Commands {
         handler: handler.clone(),
         outbox,
@@ -213,8 +229,9 @@ impl<H: Handler> Commands<H> {
         match self.tasks.join_next().await {
             Some(Ok((id, result))) => {
                 self.under_way.remove(&id);
-                // A success is final; a failure may be tried again under the same id.
-                if result.fault.is_none() {
+                // A success is final; a failure may be tried again under the same id. Sums are many, and only read.
+                let is_kept = !matches!(result.result, Some(command_result::Result::Sums(_)));
+                if result.fault.is_none() && is_kept {
                     self.answers.put(id, result.clone());
                 }
                 if self.outbox.try_send(server_message::Message::Result(result)).is_err() {

@@ -22,8 +22,10 @@
 //! good. Nothing here fails towards the guest: what the feed cannot do any more, the map remembers.
 //!
 //! - [`queue`]: frames that are not acknowledged, in memory and staged
+//! - [`compare`]: after doubt, what the replica holds already is not sent
 //! - [`link`]: opening a stream to a replica: what goes on, what is sent again
 
+pub mod compare;
 pub mod link;
 pub mod queue;
 
@@ -34,6 +36,7 @@ use crate::bits::Bits;
 use crate::map::ChangeMap;
 use crate::progress::{Progress, ProgressStore};
 use crate::staging::{Found, Stage};
+use compare::Comparison;
 use continuum_model::feed::frame::PAYLOAD_BYTES_MAX;
 use continuum_model::feed::{Barrier, Change, Codec, Envelope, FrameBuilder, Identity, Record};
 use continuum_model::health::Mode;
@@ -102,6 +105,8 @@ pub struct Totals {
     pub injected: u64,
     /// Bytes that were found to be zero on both sides.
     pub skipped: u64,
+    /// Bytes that were found to be equal on both sides, by their sums.
+    pub equal: u64,
     /// Bytes of envelopes that were handed out, repeats included.
     pub sent: u64,
     /// Frames that were handed out, repeats included.
@@ -134,6 +139,7 @@ pub struct Feed {
     /// Ranges of regions whose change is being applied; as many as there are requests under way.
     pending: Vec<(u16, u64, u64)>,
     in_flight: HashMap<Region, FrameNumber>,
+    comparison: Comparison,
     builder: FrameBuilder,
     builder_records: usize,
     builder_regions: Vec<Region>,
@@ -160,6 +166,7 @@ impl Feed {
         found: Vec<Found>,
     ) -> Self {
         let acked = progress.acked();
+        let maps_lengths: Vec<u64> = maps.iter().map(|map| map.bits().len()).collect();
         let mut feed = Self {
             machine,
             session,
@@ -177,6 +184,7 @@ impl Feed {
             fresh: false,
             pending: Vec::new(),
             in_flight: HashMap::new(),
+            comparison: Comparison::new(maps_lengths.into_iter()),
             builder: FrameBuilder::default(),
             builder_records: 0,
             builder_regions: Vec::new(),
@@ -204,6 +212,7 @@ impl Feed {
         }
         map.set(first, last);
         self.pending.push((disk.0, first, last));
+        self.comparison.changes(disk.0, first, last);
         true
     }
 
@@ -346,6 +355,7 @@ impl Feed {
         self.reason.clear();
         self.unreadable = None;
         self.fresh = false;
+        self.comparison.settled();
         self.touched.iter_mut().for_each(Bits::clear_all);
         self.barrier(Barrier::time_mark(true), now);
         true
@@ -417,6 +427,7 @@ impl Feed {
         self.cursor = (0, 0);
         self.totals.round_total = self.stale.iter().map(|stale| stale.ones() * REGION_BYTES).sum();
         self.totals.round_done = 0;
+        self.begin_comparing();
         self.mark(Change::Break, now);
         self.events.inject = true;
     }
@@ -584,6 +595,7 @@ impl Feed {
     }
     /// Sets everything in the maps: doubt.
     pub fn doubt_all(&mut self) {
+        self.doubt();
         for (map, stale) in self.maps.iter_mut().zip(&mut self.stale) {
             map.set_all();
             stale.set_all();

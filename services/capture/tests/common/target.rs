@@ -1,12 +1,12 @@
 //! A target in a thread: connects, takes frames, checks them, applies them, acknowledges. What it holds survives
 //! the source, as a replica does.
 
-use continuum_capture::{Connected, Next, ReplicaState, Source};
-use continuum_model::digest::{BlockSum, Digest, DiskDigest};
+use continuum_capture::{Connected, Next, ReplicaState, ReplicaSums, Source};
+use continuum_model::digest::{BlockSum, Digest, DiskDigest, FAN_OUT, Nodes};
 use continuum_model::feed::record::Legality;
 use continuum_model::feed::{Change, Envelope, Record};
 use continuum_model::time::Timestamp;
-use continuum_model::units::{Epoch, FrameNumber, REGION_BYTES, Sequence};
+use continuum_model::units::{DiskIndex, Epoch, FrameNumber, REGION_BYTES, Sequence};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
@@ -92,6 +92,17 @@ pub fn digest_of(image: &[u8]) -> Digest {
     digest.finish()
 }
 
+/// The sums of what a target holds.
+pub fn sums_of(held: &Held, disk: DiskIndex, nodes: &Nodes) -> ReplicaSums {
+    let blocks = held.images[usize::from(disk.0)].chunks(REGION_BYTES as usize);
+    let mut level: Vec<BlockSum> = blocks.map(BlockSum::of).collect();
+    for _ in 0..nodes.level {
+        level = level.chunks(FAN_OUT as usize).map(BlockSum::above).collect();
+    }
+    let sums = level[nodes.range.start as usize..nodes.range.end as usize].to_vec();
+    ReplicaSums { behind: (held.state.number, held.state.digest), sums }
+}
+
 struct Shared {
     held: Mutex<Held>,
     moved: Condvar,
@@ -107,12 +118,23 @@ pub struct Target {
 
 impl Target {
     pub fn connect(source: &Arc<Source>, held: Held) -> Self {
+        Self::connect_and_answer(source, held, |_, _, _| Err("this target tells no sums".into()))
+    }
+
+    /// The same with somebody who answers what the source asks of the replica's sums.
+    pub fn connect_and_answer(
+        source: &Arc<Source>,
+        held: Held,
+        answer: impl Fn(&Held, DiskIndex, &Nodes) -> Result<ReplicaSums, String> + Send + Sync + 'static,
+    ) -> Self {
         let shared = Arc::new(Shared {
             held: Mutex::new(held),
             moved: Condvar::new(),
             stop: AtomicBool::new(false),
             deaf: AtomicBool::new(false),
         });
+        let asked = shared.clone();
+        source.set_ask_replica(move |disk, nodes| answer(&asked.held.lock().unwrap(), disk, nodes));
         let (source, of) = (source.clone(), shared.clone());
         let thread = std::thread::spawn(move || run(&source, &of));
         Self { shared, thread: Some(thread) }

@@ -6,6 +6,7 @@
 //! for some seeds, rot: a changed byte is an error or makes no difference.
 
 use bytes::Bytes;
+use continuum_model::digest::{BlockSum, DiskDigest, Nodes};
 use continuum_model::feed::{
     Barrier, BarrierKind, Change, Codec, Envelope, FrameBuilder, Identity, Legality, Record,
 };
@@ -66,6 +67,8 @@ pub struct Counts {
     pub refused: u64,
     /// Changed bytes that were noticed.
     pub rot: u64,
+    /// Digests and sums compared.
+    pub digests: u64,
 }
 
 impl std::ops::AddAssign for Counts {
@@ -82,6 +85,7 @@ impl std::ops::AddAssign for Counts {
         self.compactions += other.compactions;
         self.refused += other.refused;
         self.rot += other.rot;
+        self.digests += other.digests;
     }
 }
 
@@ -376,7 +380,8 @@ impl<'t> World<'t> {
             self.say(format!("{fault:?} at call {nth} from now"));
         }
         let done = match self.rng.random_range(0..100) {
-            0..34 => self.append(),
+            0..31 => self.append(),
+            31..34 | 88..90 => self.digests(),
             34..39 => self.refused_frames(),
             39..48 => self.fold(),
             48..59 => self.thin(),
@@ -384,7 +389,7 @@ impl<'t> World<'t> {
             64..67 => self.fence(),
             67..72 => self.open_view(),
             72..75 => self.close_view(),
-            75..90 => self.overlay(),
+            75..88 => self.overlay(),
             90..93 => self.append_and_lose_power(),
             _ => return self.restart(),
         };
@@ -769,6 +774,49 @@ impl<'t> World<'t> {
             for (disk, offset, data) in laid.since.drain(..) {
                 laid.flushed[disk][offset..offset + data.len()].copy_from_slice(&data);
             }
+        }
+        Ok(())
+    }
+
+    /// Sums are kept, told and compared with what everything read gives.
+    fn digests(&mut self) -> Done {
+        let store = self.store()?;
+        let most = [1, 70_000, u64::MAX][self.rng.random_range(0..3)];
+        self.say(format!("sum at most {most} bytes"));
+        store.tend_digests(Size(most)).map_err(trouble("sum"))?;
+        if let Some(position) = self.pick().filter(|_| self.rng.random_range(0..2) == 0) {
+            self.say(format!("digest {position}"));
+            let digests = match store.digest_at(position) {
+                Err(ReplicaError::NoPoint { .. }) if self.tainted => return Ok(()),
+                digests => digests.map_err(trouble("digest"))?,
+            };
+            for (found, disk) in digests.iter().zip(self.state_at(position)) {
+                let mut wanted = DiskDigest::new(disk.len() as u64);
+                disk.chunks(64 << 10).for_each(|block| wanted.push(BlockSum::of(block)));
+                if found.digest != wanted.finish() {
+                    return Err(Trouble::Wrong(format!("the digest of disk {} at {position}", found.disk)));
+                }
+            }
+            self.counts.digests += 1;
+        }
+        let disk = self.rng.random_range(0..2usize);
+        let blocks = SIZES[disk].div_ceil(64 << 10);
+        let nodes = Nodes { level: 0, range: 0..blocks };
+        let told = store.sums(DiskIndex(disk as u16), &nodes, Size(most)).map_err(trouble("tell sums"))?;
+        let Some(end) = told.frame.0.checked_sub(1) else { return Ok(()) };
+        let frame = &self.frames[end as usize];
+        if told.digest != frame.head.digest && !self.tainted {
+            return Err(Trouble::Wrong(format!("sums of {}, which is another frame", told.frame)));
+        }
+        let state = &self.state_at(self.ends[end as usize].0)[disk];
+        for (block, (sum, content)) in told.sums.iter().zip(state.chunks(64 << 10)).enumerate() {
+            if *sum != BlockSum::UNKNOWN && *sum != BlockSum::of(content) {
+                return Err(Trouble::Wrong(format!("the sum of block {block} of disk {disk} is another's")));
+            }
+            self.counts.digests += u64::from(*sum != BlockSum::UNKNOWN);
+        }
+        if most == u64::MAX && told.sums.contains(&BlockSum::UNKNOWN) {
+            return Err(Trouble::Wrong(format!("disk {disk} was summed, and not all sums are known")));
         }
         Ok(())
     }

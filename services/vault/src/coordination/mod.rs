@@ -4,6 +4,7 @@
 //! - [`sessions`]: who is there; commands and their answers
 //! - [`assignment`]: what each server should be doing, derived from what is known
 //! - [`reports`]: what servers tell
+//! - [`sums`]: what an agent asks of its machine's replica
 //! - [`service`]: the gRPC services
 
 pub(crate) mod assignment;
@@ -11,3 +12,4 @@ pub(crate) mod enrolment;
 pub(crate) mod reports;
 pub(crate) mod service;
 pub(crate) mod sessions;
+pub(crate) mod sums;

@@ -4,6 +4,7 @@
 //! master target for machines that are assigned to them. What is said of anything else is left out.
 //! Stored: new recovery points, doubts and their end, an epoch that is ahead of ours. The rest is live.
 
+use super::sums;
 use crate::core::Core;
 use crate::estate::{Estate, machine_of};
 use crate::jobs::plan::Write;
@@ -173,6 +174,10 @@ pub(crate) async fn fold(core: &Arc<Core>, server: ServerId, message: Message) {
         Message::Progress(progress) => {
             core.sessions.progressed(server, &progress);
             Ok(())
+        }
+        Message::Sums(request) => {
+            sums::relay(core, server, request);
+            return;
         }
         Message::Hello(_) => Ok(()),
     };

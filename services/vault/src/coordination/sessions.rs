@@ -225,6 +225,13 @@ impl Sessions {
         }
     }
 
+    /// Answers what a server asked in its session. Lost when it is not there: it asks again.
+    pub(crate) fn reply(&self, server: ServerId, message: vault_message::Message) {
+        if let Some(session) = self.inner().live.get_mut(&server) {
+            session.send(message);
+        }
+    }
+
     /// Ends when the server was away for the whole of our patience.
     async fn away_too_long(&self, server: ServerId) {
         let mut changed = self.changed.subscribe();

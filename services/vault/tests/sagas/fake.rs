@@ -98,6 +98,7 @@ impl World {
             Act::FenceReplica(_) => "fence",
             Act::RemoveReplica(_) => "remove",
             Act::DropOtherPoints(_) => "drop",
+            Act::ReplicaSums(_) => "sums",
         };
         let mut world = self.lock();
         world.acts.push((command.id.clone(), name));
