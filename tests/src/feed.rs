@@ -164,6 +164,14 @@ impl Feed {
         records
     }
 
+    /// The same, of whose store nothing is in memory.
+    #[must_use]
+    pub fn opened_anew(self) -> Self {
+        let Self { dir, store, size, disk, frames, rng } = self;
+        drop(store);
+        Self { store: open(&dir, size), dir, size, disk, frames, rng }
+    }
+
     /// The newest state.
     pub fn view(&self) -> View {
         let newest = self.store.resolve(&PointChoice::Latest).expect("a point");
