@@ -133,7 +133,7 @@ fn large_frames(dir: &Path) {
 /// R2: writes of 4 KiB from 64 machines, each to its own store, beside 64 files with one fdatasync a write.
 fn many_machines(dir: &Path) {
     const MACHINES: usize = 64;
-    let data = Bytes::from(half_noise(&mut ChaCha8Rng::seed_from_u64(2), 4096));
+    let data = half_noise(&mut ChaCha8Rng::seed_from_u64(2), 4096);
     // (what it is, writes in a frame, frames in a group, groups)
     let shapes = [
         ("one write a frame, one frame a sync", 1, 1, 60),

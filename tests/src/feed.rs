@@ -29,6 +29,7 @@ pub fn open(dir: &Path, size: u64) -> Store {
 }
 
 /// Makes frames, each the next of the one before.
+#[derive(Default)]
 pub struct Frames {
     builder: FrameBuilder,
     sequence: u64,
@@ -36,12 +37,6 @@ pub struct Frames {
     previous: u128,
     /// Bytes that were pushed and are in no frame yet.
     pub pending: usize,
-}
-
-impl Default for Frames {
-    fn default() -> Self {
-        Self { builder: FrameBuilder::default(), sequence: 0, frame: 0, previous: 0, pending: 0 }
-    }
 }
 
 impl Frames {
@@ -162,6 +157,14 @@ impl Feed {
         self.frames.mark();
         self.ship(true);
         records
+    }
+
+    /// The same, of whose store nothing is in memory.
+    #[must_use]
+    pub fn opened_anew(self) -> Self {
+        let Self { dir, store, size, disk, frames, rng } = self;
+        drop(store);
+        Self { store: open(&dir, size), dir, size, disk, frames, rng }
     }
 
     /// The newest state.

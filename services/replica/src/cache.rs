@@ -12,11 +12,15 @@ use crate::view::Source;
 use bytes::Bytes;
 use continuum_model::units::{DiskIndex, FrameNumber};
 use std::collections::{HashMap, VecDeque};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-/// What the cache of a process may take.
-pub const PROCESS_BYTES: usize = 256 << 20;
+/// What the cache of a process may take: this part of the memory that the process may have, within bounds.
+const MEMORY_PART: u64 = 16;
+const PROCESS_BYTES_MIN: u64 = 256 << 20;
+const PROCESS_BYTES_MAX: u64 = 2 << 30;
+const GROUPS: &str = "/sys/fs/cgroup";
 /// What an entry takes beside its content.
 const ENTRY_BYTES: usize = 96;
 
@@ -89,7 +93,12 @@ impl Cache {
     /// The one that all stores of this process share unless told otherwise.
     pub fn of_process() -> Arc<Self> {
         static CACHE: OnceLock<Arc<Cache>> = OnceLock::new();
-        CACHE.get_or_init(|| Self::new(PROCESS_BYTES)).clone()
+        CACHE
+            .get_or_init(|| {
+                let part = (memory() / MEMORY_PART).clamp(PROCESS_BYTES_MIN, PROCESS_BYTES_MAX);
+                Self::new(part as usize)
+            })
+            .clone()
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -150,6 +159,20 @@ impl Cache {
     pub fn bytes(&self) -> usize {
         self.lock().bytes
     }
+}
+
+/// The memory that this process may have: the machine's, or less where a control group says so.
+fn memory() -> u64 {
+    let machine = rustix::system::sysinfo();
+    let mut least = (machine.totalram as u64).saturating_mul(machine.mem_unit.into());
+    let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let own = groups.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
+    for group in Path::new(GROUPS).join(own).ancestors().take_while(|group| group.starts_with(GROUPS)) {
+        // Where nothing is said, or "max", there is no limit.
+        let limit = std::fs::read_to_string(group.join("memory.max")).unwrap_or_default();
+        least = limit.trim().parse().map_or(least, |limit| least.min(limit));
+    }
+    least
 }
 
 impl Inner {

@@ -436,3 +436,35 @@ pub(crate) fn newest_of(entries: impl Iterator<Item = (u64, u64, Source)>) -> Ve
     }
     map.flatten()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const READ: u64 = 256 << 10;
+
+    #[test]
+    fn passes_side_by_side_are_told_apart_even_where_some_reads_overtake_others() {
+        let mut streams = Streams::default();
+        let order = [1, 0, 3, 2];
+        for step in 0..64 {
+            for pass in 0..4 {
+                let start = (pass << 30) + (step / 4 * 4 + order[step as usize % 4]) * READ;
+                let sequential = streams.note(start, start + READ);
+                assert!(sequential || step < 16, "pass {pass}, read {step}");
+            }
+            // Somebody reads here and there meanwhile.
+            let elsewhere = (100 << 30) + step * (37 << 24);
+            assert!(!streams.note(elsewhere, elsewhere + 4096));
+        }
+    }
+
+    #[test]
+    fn many_reads_within_a_stretch_are_no_pass() {
+        let mut streams = Streams::default();
+        for step in 0..100_000u64 {
+            let start = step.wrapping_mul(0x9e37_79b9_7f4a_7c15) % (16 << 20) / 4096 * 4096;
+            assert!(!streams.note(start, start + 4096), "read {step}");
+        }
+    }
+}
