@@ -11,3 +11,4 @@ mod partition;
 mod planned;
 mod plans;
 mod prove;
+mod resync;
