@@ -28,7 +28,8 @@
 //!
 //! A map that cannot be written does not stop the guest: it lives on in memory, its file and its log are
 //! removed, and should even that fail, `alive` falls behind the disk's last change, which is doubt at the next
-//! start. A log that cannot be written is removed alone: then a process may die, but a power cut is doubt.
+//! start. A log that cannot be written is removed alone: then a process may die, but a power cut is doubt. Where
+//! that fails, too, the map goes the same way.
 
 use crate::activity::{self, ActivityLog, Record, RecordError, Shape};
 use crate::bits::Bits;
@@ -394,9 +395,9 @@ impl ChangeMap {
         if self.fault.is_none() {
             let removed = self.file.remove();
             // Should the map come back with the power, its log must not.
-            let log_removed = self.log.take().map_or(Ok(()), |log| log.file().remove());
-            self.is_log_gone |= removed.is_ok() || log_removed.is_ok();
-            tracing::error!(map = self.file.name(), %error, removed = removed.is_ok(), log_removed = log_removed.is_ok(),
+            let log_removed = self.log.take().is_some_and(|log| log.file().remove().is_ok());
+            self.is_log_gone |= removed.is_ok() || log_removed;
+            tracing::error!(map = self.file.name(), %error, removed = removed.is_ok(), log_removed,
                 "the change map cannot be written: it lives on in memory, and after the next start everything is sent again");
             self.fault = Some(format!(
                 "the change map cannot be written: {error}; after the next start everything is sent again: mend its disk and start the agent again"
@@ -950,6 +951,29 @@ mod tests {
             it.boot.id = 2;
             let (_, doubt) = it.open();
             assert!(doubt.unwrap().contains("there is no activity log"));
+        }
+    }
+
+    #[test]
+    fn while_neither_log_nor_map_can_be_removed_no_other_replica_becomes_known() {
+        for (log_stays, map_stays) in [(true, true), (true, false), (false, true)] {
+            let it = Simulated::new(Stamp { identity: 7, activity: Activity::Unknown });
+            let (mut map, _) = it.open();
+            it.use_it(&mut map);
+            assert!(!map.admits(80, 80));
+            let record = map.next_record().unwrap();
+            it.files[1].fail(1);
+            if log_stays {
+                it.files[1].fail(2);
+            }
+            let done = record.settle().and_then(|()| record.write());
+            if map_stays {
+                it.files[0].fail(1);
+            }
+            map.recorded(&record, done);
+            map.set_all();
+            assert_eq!(map.is_unsettled(), log_stays && map_stays);
+            assert!(map.next_settle().is_none() && map.fault().is_some() && map.admits(90, 90));
         }
     }
 

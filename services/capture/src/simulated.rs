@@ -146,8 +146,11 @@ impl Kept for SimulatedFile {
         self.disk.flush()
     }
     fn remove(&self) -> io::Result<()> {
-        self.disk.operate().1?;
-        self.put(&[]);
+        let (mut inner, outcome) = self.disk.operate();
+        outcome?;
+        // Whoever has it open goes on writing, to nobody's use.
+        inner.unflushed.clear();
+        self.length.store(0, Ordering::SeqCst);
         Ok(())
     }
     fn name(&self) -> String {

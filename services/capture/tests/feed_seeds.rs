@@ -164,6 +164,7 @@ struct Counts {
     strangers: u64,
     staged: u64,
     compared: u64,
+    risen: u64,
 }
 
 struct World {
@@ -186,6 +187,8 @@ struct World {
     replica: Replica,
     /// Older states of the replica, to go back to.
     snapshots: BTreeMap<u64, Replica>,
+    /// Files of staging as they were once.
+    old_staging: Vec<(std::path::PathBuf, Vec<u8>)>,
     /// It holds less than it once acknowledged, and the source has not heard of it yet.
     lied: bool,
     /// It took no frame since it was exchanged or went back.
@@ -315,6 +318,7 @@ impl World {
             epoch: 1,
             replica: Replica::empty(),
             snapshots: BTreeMap::from([(0, Replica::empty())]),
+            old_staging: Vec::new(),
             lied: false,
             unfed: true,
             stream: None,
@@ -529,6 +533,11 @@ impl World {
             place.write(&envelope).unwrap();
             self.feed.staged(number, place);
             self.counts.staged += 1;
+            if self.rng.random_ratio(1, 4) {
+                let entries = std::fs::read_dir(self.dir.path().join("staging")).unwrap();
+                let copy = |entry: std::fs::DirEntry| (entry.path(), std::fs::read(entry.path()).unwrap());
+                self.old_staging = entries.map(|entry| copy(entry.unwrap())).collect();
+            }
         }
     }
 
@@ -669,8 +678,14 @@ impl World {
         self.truth = Image::of(&self.disks);
     }
 
-    /// Of staging, too, not all reached the medium.
+    /// Of staging, too, not all reached the medium: not all that was written, and not that files were removed.
     fn cut_staging(&mut self) {
+        if self.rng.random() {
+            for (path, bytes) in self.old_staging.iter().filter(|(path, _)| !path.exists()) {
+                std::fs::write(path, bytes).unwrap();
+                self.counts.risen += 1;
+            }
+        }
         for entry in std::fs::read_dir(self.dir.path().join("staging")).unwrap() {
             if self.rng.random() {
                 let file = std::fs::File::options().write(true).open(entry.unwrap().path()).unwrap();
@@ -824,6 +839,7 @@ fn whatever_happens_the_map_and_the_positions_are_right() {
         all.strangers += counts.strangers;
         all.staged += counts.staged;
         all.compared += counts.compared;
+        all.risen += counts.risen;
     }
     println!("{all:?}");
     if count >= 100 {
@@ -841,6 +857,7 @@ fn whatever_happens_the_map_and_the_positions_are_right() {
             strangers,
             staged,
             compared,
+            risen,
         } = all;
         for (what, count) in [
             ("legal positions", legal),
@@ -855,6 +872,7 @@ fn whatever_happens_the_map_and_the_positions_are_right() {
             ("replicas that were others", strangers),
             ("staged frames", staged),
             ("slices compared", compared),
+            ("removed staging files that came back", risen),
         ] {
             assert!(count > 20, "only {count} {what}");
         }

@@ -302,6 +302,77 @@ fn initial_replication_alone_never_exhausts_staging_and_holes_cost_nothing() {
     assert_eq!(source.status().totals.skipped, SIZE - (24 << 20));
 }
 
+/// Takes and acknowledges frames until that is so.
+fn take_until(source: &Source, held: &mut Held, wanted: impl Fn(&Held) -> bool) {
+    let (_, stretch) = source.connect(Epoch(1), held.state).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !wanted(held) {
+        assert!(Instant::now() < deadline, "never, with {} bytes injected", held.injected_bytes);
+        if let Next::Frame(envelope) =
+            source.next_frame(stretch, held.state.number, Duration::from_millis(20))
+        {
+            held.take(&envelope);
+            source.acknowledged(held.state.number).unwrap();
+        }
+    }
+}
+
+#[test]
+fn initial_replication_that_is_killed_goes_on_after_what_was_acknowledged() {
+    const SIZE: u64 = 64 << 20;
+    const DATA: u64 = SIZE / 4;
+    for percent in [10, 50, 90] {
+        let dir = scratch();
+        let path = dir.path().join("disk");
+        let opened = || {
+            let disk = FileDisk::open_or_create(&path, SIZE).unwrap();
+            let source = try_open(dir.path(), vec![Box::new(disk)]).unwrap();
+            // So that little is under way at any time.
+            source.set_staging_max(2 << 20);
+            source
+        };
+        let disk = FileDisk::open_or_create(&path, SIZE).unwrap();
+        for at in (0..SIZE).step_by(4 << 20) {
+            // Data, zeroes, and what was never written.
+            disk.write(at, &vec![9; 1 << 20]).unwrap();
+            disk.write(at + (2 << 20), &vec![0; 1 << 20]).unwrap();
+        }
+        drop(disk);
+        let source = opened();
+        let mut held = Held::new(source.sizes());
+        take_until(&source, &mut held, |held| held.injected_bytes * 100 >= DATA * percent);
+        let acknowledged = held.injected_bytes;
+        assert!(acknowledged < DATA, "killed too late to prove anything");
+        let state = dir.path().join("state");
+        let id = DiskId::from_bytes([1; 16]);
+        let names =
+            [state.join(format!("{id}.map")), state.join(format!("{id}.active")), state.join("progress")];
+        wait_for("what was acknowledged is on record", || {
+            let bits =
+                std::fs::read(&names[0]).unwrap()[4096..].iter().map(|byte| byte.count_ones()).sum::<u32>();
+            u64::from(bits) * REGION_BYTES == source.status().dirty_bytes
+        });
+        let dirty = source.status().dirty_bytes;
+        // As SIGKILL leaves them: nothing is staged or closed.
+        let files = names.clone().map(|name| std::fs::read(name).unwrap());
+        drop(source);
+        names.iter().zip(files).for_each(|(name, bytes)| std::fs::write(name, bytes).unwrap());
+        std::fs::remove_dir_all(state.join("staging")).unwrap();
+
+        let source = opened();
+        assert_eq!((source.status().doubt, source.status().dirty_bytes), (None, dirty));
+        let frame_bytes = held.frame_bytes;
+        take_until(&source, &mut held, |_| {
+            let status = source.status();
+            status.mode == Mode::Data && status.dirty_bytes == 0
+        });
+        assert_eq!(held.injected_bytes, DATA, "killed at {percent} %: every byte once");
+        let overhead = held.frame_bytes - frame_bytes - (DATA - acknowledged);
+        assert!(overhead < 64 << 10, "zeroes and holes cost {overhead} bytes");
+        assert!(held.images[0] == std::fs::read(&path).unwrap());
+    }
+}
+
 #[test]
 fn a_place_that_cannot_be_read_is_named_and_nothing_is_sent_in_its_place() {
     let dir = scratch();
@@ -555,9 +626,7 @@ fn after_a_power_cut_only_what_was_dirty_or_active_travels_again() {
         let disk = FileDisk::open_or_create(&path, SIZE).unwrap();
         Arc::new(try_open(dir.path(), vec![Box::new(disk)]).unwrap())
     };
-    let mut content = vec![0; SIZE as usize];
-    ChaCha8Rng::seed_from_u64(5).fill(&mut content[..]);
-    std::fs::write(&path, &content).unwrap();
+    std::fs::write(&path, vec![0x5a; SIZE as usize]).unwrap();
     let source = opened();
     let target = Target::connect(&source, Held::new(source.sizes()));
     drop(target.wait_for_all(&source));
@@ -610,6 +679,87 @@ fn after_a_power_cut_only_what_was_dirty_or_active_travels_again() {
     let before = held.injected_bytes;
     let target = Target::connect(&source, held);
     assert_eq!(target.wait_for_all(&source).injected_bytes - before, SIZE);
+}
+
+#[test]
+fn a_machine_that_was_put_back_to_an_older_state_of_itself_is_no_machine_that_lost_power() {
+    let dir = scratch();
+    let path = dir.path().join("disk");
+    let opened = || {
+        let disk = FileDisk::open_or_create(&path, 8 << 20).unwrap();
+        Arc::new(try_open(dir.path(), vec![Box::new(disk)]).unwrap())
+    };
+    let source = opened();
+    let target = Target::connect(&source, Held::new(source.sizes()));
+    let write = |source: &Arc<Source>, byte: u8| {
+        source.device(0).unwrap().write(1 << 20, &[byte; 4096], true).unwrap();
+        drop(target.wait_for_all(source));
+    };
+    write(&source, 1);
+    let id = DiskId::from_bytes([1; 16]);
+    let state = dir.path().join("state");
+    let names = [state.join(format!("{id}.map")), state.join(format!("{id}.active")), state.join("progress")];
+    wait_for("its progress is on record", || std::fs::read(&names[2]).unwrap()[24..32] != [0; 8]);
+    let older = names.clone().map(|name| std::fs::read(name).unwrap());
+    // The target learns of this, and the machine forgets it.
+    write(&source, 2);
+    let held = target.disconnect();
+    drop(source);
+    names.iter().zip(older).for_each(|(name, bytes)| std::fs::write(name, bytes).unwrap());
+    let disk = std::fs::File::options().write(true).open(&path).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&disk, &[1; 4096], 1 << 20).unwrap();
+    drop(disk);
+    went_down(&names[0], &path);
+
+    let source = opened();
+    assert_eq!(source.status().doubt, None, "by itself it looks like one that lost power");
+    let (connected, _) = source.connect(Epoch(1), held.state).unwrap();
+    let Connected::Broken { reason, stale_bytes } = connected else { panic!("{connected:?}") };
+    assert!(reason.contains("resync required") && stale_bytes == 8 << 20, "{reason}: {stale_bytes}");
+    let target = Target::connect(&source, held);
+    assert!(target.wait_for_all(&source).images[0] == std::fs::read(&path).unwrap());
+}
+
+#[test]
+fn staged_files_that_come_back_with_the_power_are_not_gone_on_with() {
+    let dir = scratch();
+    let path = dir.path().join("disk");
+    let opened = || {
+        let disk = FileDisk::open_or_create(&path, 8 << 20).unwrap();
+        try_open(dir.path(), vec![Box::new(disk)]).unwrap()
+    };
+    let write = |source: &Source, offset: u64| {
+        source.device(0).unwrap().write(offset, &[1; 4096], false).unwrap();
+    };
+    let caught_up = |source: &Source, held: &mut Held| {
+        take_until(source, held, |_| {
+            let status = source.status();
+            status.mode == Mode::Data && status.dirty_bytes == 0
+        });
+    };
+    let source = opened();
+    let mut held = Held::new(source.sizes());
+    caught_up(&source, &mut held);
+    let older = held.state;
+    // Staged when the source closes; sent, acknowledged and removed in its next life.
+    write(&source, 1 << 20);
+    drop(source);
+    let staging = dir.path().join("state/staging");
+    let files: Vec<_> = std::fs::read_dir(&staging).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let copies: Vec<_> = files.iter().map(|file| std::fs::read(file).unwrap()).collect();
+    assert_eq!(files.len(), 1);
+    let source = opened();
+    caught_up(&source, &mut held);
+    write(&source, 2 << 20);
+    caught_up(&source, &mut held);
+    drop(source);
+    files.iter().zip(copies).for_each(|(file, bytes)| std::fs::write(file, bytes).unwrap());
+    let source = opened();
+    assert_eq!(source.status().waiting_frames, 0);
+    // And so a replica that went back to where they begin is not fed with them and called equal.
+    let (connected, _) = source.connect(Epoch(1), older).unwrap();
+    let Connected::Broken { reason, stale_bytes } = connected else { panic!("{connected:?}") };
+    assert!(reason.contains("resync required") && stale_bytes == 8 << 20, "{reason}: {stale_bytes}");
 }
 
 #[test]
