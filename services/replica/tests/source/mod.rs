@@ -150,6 +150,7 @@ impl Source {
         Ok(count)
     }
 
+    #[allow(dead_code, reason = "the zoo has no source any more")]
     /// Every position that the store says it can bring up equals the state of that moment.
     pub fn check(&self, store: &Store, acked: Sequence, why: &str) {
         let state = store.state();
