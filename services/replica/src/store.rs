@@ -896,6 +896,14 @@ fn regions_of(offset: u64, length: u32) -> std::ops::RangeInclusive<u64> {
     offset / MAP_BYTES..=(offset + u64::from(length) - 1) / MAP_BYTES
 }
 
+/// Lists an entry. The lists are long and many: each grows by a quarter, for doubling would leave half of them empty.
+fn list(numbers: &mut VecDeque<u64>, number: u64) {
+    if numbers.len() == numbers.capacity() {
+        numbers.reserve_exact(numbers.len() / 4 + 4);
+    }
+    numbers.push_back(number);
+}
+
 impl Entry {
     fn of(row: &Row, frame: FrameNumber, (sequence, time): (Sequence, Timestamp)) -> Self {
         Self {
@@ -959,7 +967,7 @@ impl Index {
             if matches!(row.kind, RowKind::Write | RowKind::Zero) && row.length > 0 {
                 let number = self.entries.next_number();
                 for region in regions_of(row.offset, row.length) {
-                    self.regions.entry((row.disk, region)).or_default().push_back(number);
+                    list(self.regions.entry((row.disk, region)).or_default(), number);
                 }
             }
             self.entries.push(Entry::of(row, head.identity.number, (row.sequence, row.time)));
@@ -998,7 +1006,7 @@ impl Index {
         {
             let number = self.entries.next_number();
             for region in entry.regions() {
-                self.regions.entry((entry.disk, region)).or_default().push_back(number);
+                list(self.regions.entry((entry.disk, region)).or_default(), number);
             }
             self.entries.push(entry);
         }

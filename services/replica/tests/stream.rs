@@ -71,7 +71,7 @@ fn a_pass_reads_what_was_written() {
             Store::open_with(world, MACHINE, &[spec], Cache::new(cache_bytes)).expect("the store opens");
         store.fence(Epoch(1)).expect("the epoch is recorded");
         store.append(&frames).expect("the frames are taken");
-        for (length, (position, disk)) in [4096, 64 << 10, 256 << 10, 100_000].iter().zip(&states) {
+        for (length, (position, disk)) in [1 << 20, 64 << 10, 256 << 10, 100_000].iter().zip(&states) {
             // Two passes side by side, the second from the middle on; then the same in another view, which finds
             // frames in the cache.
             let middle = SIZE / 2 / length * length;
