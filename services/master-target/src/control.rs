@@ -150,7 +150,9 @@ impl Target {
             base_bytes: 0,
             points: u32::try_from(state.points).unwrap_or(u32::MAX),
             new_points: new_points.iter().map(point_to_proto).collect(),
-            fault: damage(&state).map(|fault| grpc::fault_to_proto(&fault)),
+            fault: damage(&state)
+                .or_else(|| self.estate.room_for(0).err())
+                .map(|fault| grpc::fault_to_proto(&fault)),
             journal_bytes_per_sec: 0,
             thinned: thinned
                 .into_iter()

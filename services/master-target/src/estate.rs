@@ -53,9 +53,16 @@ pub struct Assigned {
     pub process_server: String,
 }
 
+/// What of the volume is kept free of history, so that a full disk never stands in the way of a failover.
+const RESERVE_BYTES: u64 = 512 << 20;
+/// On a small volume it is one part in this many.
+const RESERVE_SHARE: u64 = 20;
+
 /// All replicas of this server.
 pub struct Estate {
     dir: PathBuf,
+    /// Bytes of the volume that no frames get.
+    reserve: u64,
     inner: Mutex<Inner>,
 }
 
@@ -112,7 +119,32 @@ impl Estate {
         for assigned in stored.replicas {
             inner.replicas.insert(assigned.machine, Arc::new(Replica::open(dir, assigned)));
         }
-        Ok(Self { dir: dir.to_owned(), inner: Mutex::new(inner) })
+        let size = rustix::fs::statvfs(dir).map_or(0, |volume| volume.f_blocks * volume.f_frsize);
+        let reserve = RESERVE_BYTES.min(size / RESERVE_SHARE);
+        Ok(Self { dir: dir.to_owned(), reserve, inner: Mutex::new(inner) })
+    }
+
+    /// Whether the volume has room for so many more bytes of history, and keeps its reserve: what machines that are
+    /// brought up write, and what folding needs to give space back, must never fail for want of it.
+    pub fn room_for(&self, bytes: u64) -> Result<(), Fault> {
+        // Where it cannot be asked, the write itself will tell.
+        let Ok(volume) = rustix::fs::statvfs(&self.dir) else { return Ok(()) };
+        let free = volume.f_bavail * volume.f_frsize;
+        if free >= self.reserve.saturating_add(bytes) {
+            return Ok(());
+        }
+        Err(Fault::new(
+            FaultClass::NotReady,
+            "space.reserve",
+            format!(
+                "{} are free on the volume of the replicas, and {} of it are kept for failovers",
+                Bytes(free),
+                Bytes(self.reserve)
+            ),
+        )
+        .affects("new changes, which stay at their sources: in staging, then in the change map")
+        .spares("history, failovers and drills")
+        .remedy("free space on the volume or grow it; replication goes on by itself"))
     }
 
     /// Takes the vault's word, whole. A revision of an earlier session of the same vault is taken, too:
@@ -323,4 +355,23 @@ pub fn replace_file(path: &Path, content: &[u8]) -> std::io::Result<()> {
 /// Makes the entries of a directory durable.
 pub fn sync_dir(path: &Path) -> std::io::Result<()> {
     std::fs::File::open(path)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn history_never_takes_what_is_kept_for_failovers() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let mut estate = Estate::open(dir.path()).expect("it opens");
+        assert!(estate.reserve > 0 && estate.reserve <= RESERVE_BYTES);
+        estate.room_for(4096).expect("there is room");
+        let volume = rustix::fs::statvfs(dir.path()).expect("a volume");
+        let fault = estate.room_for(volume.f_blocks * volume.f_frsize).expect_err("more than there is");
+        assert_eq!(fault.code, "space.reserve");
+        assert!(fault.message.contains("kept for failovers"), "{}", fault.message);
+        estate.reserve = u64::MAX;
+        estate.room_for(1).expect_err("all of it is kept");
+    }
 }

@@ -52,7 +52,7 @@ pub async fn serve(estate: Arc<Estate>, incoming: Incoming) {
     let (queue, frames) = mpsc::channel(QUEUE);
     let ended = tokio::select! {
         ended = take(receiver, queue) => ended,
-        ended = keep(store, frames, sender) => ended,
+        ended = keep(&estate, store, frames, sender) => ended,
     };
     match ended {
         Ok(()) => tracing::info!(%machine, "stream closed"),
@@ -94,6 +94,7 @@ fn admit(estate: &Estate, incoming: &Incoming) -> Result<Arc<Store>, Fault> {
             "nothing where the machine was failed over; else it settles when the vault has told all servers",
         ));
     }
+    estate.room_for(0)?;
     replica.store()
 }
 
@@ -115,6 +116,7 @@ async fn take(mut receiver: Receiver, queue: mpsc::Sender<Envelope>) -> Result<(
 }
 
 async fn keep(
+    estate: &Estate,
     store: Arc<Store>,
     mut frames: mpsc::Receiver<Envelope>,
     mut sender: Sender,
@@ -126,6 +128,10 @@ async fn keep(
             let Ok(next) = frames.try_recv() else { break };
             bytes += next.len();
             group.push(next);
+        }
+        if let Err(fault) = estate.room_for(bytes as u64) {
+            sender.refuse(&fault).await;
+            return Err(fault);
         }
         let keeping = store.clone();
         let appended = tokio::task::spawn_blocking(move || keeping.append(&group)).await;

@@ -326,6 +326,7 @@ fn a_rescue_with_scratch_space_takes_writes_and_forgets_them() {
             "--bs=4k",
             "--size=4m",
             "--verify=crc32c",
+            "--verify_state_save=0",
             "--do_verify=1",
             "--iodepth=4",
             "--output-format=terse",
