@@ -32,6 +32,7 @@ use continuum_model::units::{DiskIndex, Epoch, FrameNumber, Sequence};
 use continuum_model::world::{Clock, Entropy};
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -122,6 +123,16 @@ pub enum SourceError {
     /// The target said what cannot be.
     #[error(transparent)]
     AckAhead(#[from] AckAhead),
+    /// Somebody asked for what is not there.
+    #[error("disk {disk} has no regions {first} to {end}: nothing of what was asked for is sent again")]
+    NoRegions {
+        /// The disk.
+        disk: DiskIndex,
+        /// From.
+        first: u64,
+        /// Up to.
+        end: u64,
+    },
     /// A digest could not be completed.
     #[error("the disks could not be digested: {reason}")]
     Digest {
@@ -437,6 +448,13 @@ impl Source {
         point: PointId,
     ) -> Result<(Sequence, Timestamp, Vec<Digest>), SourceError> {
         self.shared.digest(|| self.barrier(BarrierKind::Crash, "verify", point))
+    }
+
+    /// Sends regions again, which the replica lost: from a disk's first one up to, and without, the last.
+    ///
+    /// Errors: such regions are not there; nothing is sent again then.
+    pub fn send_again(&self, lost: &[(DiskIndex, Range<u64>)]) -> Result<(), SourceError> {
+        self.shared.with_feed(|feed| feed.send_again(lost, self.shared.clock.wall()))
     }
 
     /// How it is.

@@ -209,6 +209,32 @@ fn a_write_during_the_comparison_is_never_skipped() {
 }
 
 #[test]
+fn what_the_replica_lost_is_sent_again_and_nothing_else() {
+    let machine = Doubted::new(40);
+    let source = open(machine.dir.path(), &machine.disk);
+    let target =
+        Target::connect_and_answer(&source, machine.held, |held, disk, nodes| Ok(sums_of(held, disk, nodes)));
+    drop(target.wait_for_all(&source));
+    let last = REGIONS as u64;
+    for lost in [0..last + 1, 5..5, last..last + 1, u64::MAX - 1..u64::MAX] {
+        assert!(source.send_again(&[(DiskIndex(0), 1..2), (DiskIndex(0), lost)]).is_err());
+    }
+    assert!(source.send_again(&[(DiskIndex(1), 0..1)]).is_err());
+    {
+        let mut held = target.held();
+        for region in [7, 8, 200] {
+            held.images[0][region * REGION..(region + 1) * REGION].fill(0x5a);
+        }
+    }
+    source.send_again(&[(DiskIndex(0), 7..9), (DiskIndex(0), 200..201)]).unwrap();
+    let held = target.wait_for("sent again", |held| held.injected_bytes > 0 && held.legality.is_legal());
+    assert_eq!(held.injected_bytes, 3 * REGION_BYTES);
+    let mut now = vec![0; SIZE];
+    machine.disk.read(0, &mut now).unwrap();
+    assert!(digest_of(&now) == digest_of(&held.images[0]));
+}
+
+#[test]
 fn under_writes_all_the_while_the_replica_ends_up_right() {
     for seed in 0..3u64 {
         let mut machine = Doubted::new(seed + 20);

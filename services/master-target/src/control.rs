@@ -13,7 +13,7 @@ use continuum_model::units::{Bytes, DiskIndex, Epoch, Sequence};
 use continuum_model::world::{Clock, SystemClock};
 use continuum_proto::v1 as pb;
 use continuum_replica::marks::Proofs;
-use continuum_replica::{Affects, Finding, PointInfo, State, Store};
+use continuum_replica::{Affects, Finding, PointInfo, State, Store, Unreadable};
 use continuum_wire::channel;
 use continuum_wire::grpc;
 use continuum_wire::session::{self, Handler, Progress};
@@ -158,6 +158,7 @@ impl Target {
                 .into_iter()
                 .map(|(after, to)| pb::Thinned { after_us: after.micros(), to_us: to.micros() })
                 .collect(),
+            unreadable: store.unreadable().iter().map(blocks_to_proto).collect(),
         }
     }
 
@@ -240,7 +241,11 @@ impl Target {
                 done(&self.estate.remove(machine)?)
             }
             Act::DropOtherPoints(_) => done("history stays within its retention"),
-            Act::MakeBarrier(_) | Act::ReconnectNow(_) | Act::SourceDigest(_) | Act::StopSource(_) => {
+            Act::MakeBarrier(_)
+            | Act::ReconnectNow(_)
+            | Act::SourceDigest(_)
+            | Act::StopSource(_)
+            | Act::SendAgain(_) => {
                 Err(Fault::new(FaultClass::Usage, "command.unknown", "a master target does not do that"))
             }
         }
@@ -304,8 +309,8 @@ fn damage(state: &State) -> Option<Fault> {
             .affects("the moments that are named")
             .spares("other moments, other replicas, and replication, which goes on")
             .remedy(
-                "bring up another moment; see to the disk of the master target; \
-                 protect the machine anew where later moments are named",
+                "bring up another moment; see to the disk of the master target; where later moments are named, \
+                 the source is asked to send what they need again",
             ),
     )
 }
@@ -326,6 +331,14 @@ fn disk_to_proto(served: &ServedDisk) -> pb::Disk {
         name: served.disk.name.clone(),
         size_bytes: served.disk.size_bytes,
         endpoint: served.endpoint.clone(),
+    }
+}
+
+fn blocks_to_proto(lost: &Unreadable) -> pb::Blocks {
+    pb::Blocks {
+        disk: lost.disk.0.into(),
+        first: lost.blocks.start,
+        count: lost.blocks.end - lost.blocks.start,
     }
 }
 

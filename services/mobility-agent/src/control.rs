@@ -9,7 +9,7 @@ use continuum_model::fault::{Fault, FaultClass};
 use continuum_model::feed::BarrierKind;
 use continuum_model::health::Mode;
 use continuum_model::id::{DiskId, MachineId, PointId};
-use continuum_model::units::Epoch;
+use continuum_model::units::{DiskIndex, Epoch};
 use continuum_model::world::{Clock, SystemClock, SystemEntropy};
 use continuum_proto::v1 as pb;
 use continuum_wire::grpc;
@@ -360,6 +360,21 @@ impl Handler for Agent {
                     time_us: time.micros(),
                     consistent: true,
                 }))
+            }
+            Some(Act::SendAgain(order)) => {
+                let lost: Option<Vec<_>> = order
+                    .blocks
+                    .iter()
+                    .map(|blocks| {
+                        let disk = DiskIndex(u16::try_from(blocks.disk).ok()?);
+                        Some((disk, blocks.first..blocks.first.checked_add(blocks.count)?))
+                    })
+                    .collect();
+                let lost =
+                    lost.ok_or_else(|| refused("blocks.invalid", "there are no such blocks".into()))?;
+                let marked = self.source.send_again(&lost);
+                marked.map_err(|error| refused("blocks.invalid", error.to_string()))?;
+                Ok(command_result::Result::Done(pb::Done { detail: "they are sent again".into() }))
             }
             Some(Act::ReconnectNow(_)) => {
                 self.retry_now.notify_one();

@@ -40,20 +40,22 @@ impl Server {
         drop(command);
         let mut said = String::new();
         let mut lines = BufReader::new(reader);
-        loop {
+        // Stopped and waited for, however this ends.
+        let mut server = Self { child, port: 0 };
+        while server.port == 0 {
             let mut line = String::new();
             let read = lines.read_line(&mut line).expect("its words");
             said += &line;
-            let port = line.split("http://127.0.0.1:").nth(1).and_then(|rest| {
-                rest.chars().take_while(char::is_ascii_digit).collect::<String>().parse().ok()
-            });
-            if let Some(port) = port {
-                // What else it says must not fill the pipe and stop it.
-                std::thread::spawn(move || std::io::copy(&mut lines, &mut std::io::sink()));
-                return Self { child, port };
-            }
             assert!(read > 0, "the server ended without listening:\n{said}");
+            server.port = line
+                .split("http://127.0.0.1:")
+                .nth(1)
+                .and_then(|rest| rest.chars().take_while(char::is_ascii_digit).collect::<String>().parse().ok())
+                .unwrap_or(0);
         }
+        // What else it says must not fill the pipe and stop it.
+        std::thread::spawn(move || std::io::copy(&mut lines, &mut std::io::sink()));
+        server
     }
 
     fn request(&self, head: &str) -> String {

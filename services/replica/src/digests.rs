@@ -32,6 +32,8 @@ use continuum_model::bits::Bits;
 use continuum_model::digest::{BlockSum, Digest, FAN_OUT, NODES_MAX, Nodes, digest_of, nodes_at};
 use continuum_model::feed::frame::RowKind;
 use continuum_model::units::{Bytes, DiskIndex, FrameNumber, REGION_BYTES, Sequence};
+use std::collections::BTreeSet;
+use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
@@ -46,6 +48,8 @@ const PAGE: usize = FAN_OUT as usize * 16;
 const RUN: u64 = 16;
 /// What a node costs of a slice, however little of it is read.
 const NODE_COST: u64 = 4096;
+/// Blocks of a disk that are told to be damaged; the next are told when these are whole again.
+const UNREADABLE_MAX: usize = 1024;
 /// The highest level that is told: one node of it stands for a terabyte.
 const LEVEL_MAX: u8 = 3;
 
@@ -103,6 +107,17 @@ struct Changed {
     /// `None`: nobody keeps track.
     to: Option<Sequence>,
     blocks: Vec<Bits>,
+    /// What of the newest state could not be read when it was last tried.
+    unreadable: Vec<Unreadable>,
+}
+
+/// Blocks of the newest state that are damaged: they are whole again once the source sends them again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unreadable {
+    /// Which disk.
+    pub disk: DiskIndex,
+    /// Which blocks.
+    pub blocks: Range<u64>,
 }
 
 struct Sums {
@@ -123,6 +138,8 @@ struct DiskSums {
     told: Bits,
     /// Where the next slice begins.
     cursor: u64,
+    /// Blocks that could not be read when it was last tried.
+    unreadable: BTreeSet<u64>,
 }
 
 impl Digests {
@@ -251,6 +268,11 @@ impl Store {
         Ok(digests)
     }
 
+    /// What of the newest state could not be read when its sums were last brought forward; a first part of much.
+    pub fn unreadable(&self) -> Vec<Unreadable> {
+        self.core.digests.changed().unreadable.clone()
+    }
+
     /// Sums of the newest state, whether or not that may be brought up. Reads at most about `bytes_max` of what
     /// changed since it was summed; what remains has no sum.
     ///
@@ -337,7 +359,7 @@ impl Store {
                 *kept = None;
                 let (loaded, blocks) = core.load_sums(at)?;
                 *kept = Some(loaded);
-                *changed = Changed { to: Some(at.sequence), blocks };
+                *changed = Changed { to: Some(at.sequence), blocks, ..Changed::default() };
             }
             if let Some(kept) = kept.as_mut()
                 && kept.at != at
@@ -374,6 +396,7 @@ impl Store {
                 blocks.set(block);
             });
         }
+        changed.unreadable = unreadable_of(&sums.disks);
         result.map(|()| digested)
     }
 
@@ -406,6 +429,21 @@ impl Store {
     }
 }
 
+fn unreadable_of(disks: &[DiskSums]) -> Vec<Unreadable> {
+    let mut all: Vec<Unreadable> = Vec::new();
+    for disk in disks {
+        for block in &disk.unreadable {
+            match all.last_mut() {
+                Some(last) if last.disk == disk.spec.index && last.blocks.end == *block => {
+                    last.blocks.end += 1
+                }
+                _ => all.push(Unreadable { disk: disk.spec.index, blocks: *block..block + 1 }),
+            }
+        }
+    }
+    all
+}
+
 fn nothing(start: u64, end: u64) -> SumsAt {
     SumsAt { frame: FrameNumber(0), digest: 0, sums: vec![BlockSum::UNKNOWN; (end - start) as usize] }
 }
@@ -414,7 +452,7 @@ fn set_of(bits: &Bits) -> impl Iterator<Item = u64> {
     std::iter::successors(bits.next_one(0), |at| bits.next_one(at + 1))
 }
 
-fn blocks_under(disk: &DiskSpec, node: u64) -> std::ops::Range<u64> {
+fn blocks_under(disk: &DiskSpec, node: u64) -> Range<u64> {
     node * FAN_OUT..((node + 1) * FAN_OUT).min(blocks_of(disk))
 }
 
@@ -512,7 +550,18 @@ impl DiskSums {
         };
         let (file, position) = read().map_err(|error| ReplicaError::io(&name, error))?;
         let nodes = vec![BlockSum::UNKNOWN; count as usize];
-        Ok((Self { spec: *spec, name, file, nodes, told: Bits::new(count), cursor: 0 }, position))
+        Ok((
+            Self {
+                spec: *spec,
+                name,
+                file,
+                nodes,
+                told: Bits::new(count),
+                cursor: 0,
+                unreadable: BTreeSet::new(),
+            },
+            position,
+        ))
     }
 
     /// Nothing in the file is believed.
@@ -591,6 +640,13 @@ impl DiskSums {
                 let read = sum_blocks(view, &self.spec, node, work, &mut page)?;
                 self.write(node, &page, work.next_one(under.start).is_none_or(|block| block >= under.end))?;
                 wrote = true;
+                for block in under.clone() {
+                    if !work.get(block) {
+                        self.unreadable.remove(&block);
+                    } else if self.unreadable.len() < UNREADABLE_MAX {
+                        self.unreadable.insert(block);
+                    }
+                }
                 bytes += read.bytes;
                 *left = left.saturating_sub(read.bytes + NODE_COST);
                 at = under.end;

@@ -58,7 +58,7 @@ pub mod thin;
 pub mod view;
 
 pub use cache::Cache;
-pub use digests::{DigestAt, Digested, SumsAt};
+pub use digests::{DigestAt, Digested, SumsAt, Unreadable};
 pub use manifest::DiskSpec;
 pub use medium::{Folder, Medium};
 pub use overlay::Overlay;

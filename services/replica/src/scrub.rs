@@ -5,9 +5,11 @@
 //! stands in the file `scrub`, so that a restart goes on from there. What is found is named: the file, the
 //! place, and which moments need it. It is told until a whole round no longer finds it.
 //!
-//! The manifest and the marks are known in memory, so they are also mended. Everything else is repaired by a new copy
-//! from the source, or by time: what is overwritten later is not needed by later points.
+//! The manifest and the marks are known in memory, so they are also mended. What of the newest state is damaged loses its
+//! sum, is told by [`Store::unreadable`], and is whole again from the moment on at which the source has sent it again.
+//! Older moments are not mended; time goes over them.
 
+use crate::cache::Key;
 use crate::extents::ExtentMap;
 use crate::manifest::{self, Manifest};
 use crate::marks::Marks;
@@ -332,6 +334,8 @@ impl Slice<'_> {
         let ranges: Vec<_> = ranges.collect();
         drop(rows);
         drop(index);
+        // Memory still has what the medium has lost.
+        self.core.cache.forget(std::iter::once(Key::Frame(self.core.id, number)));
         for (disk, start, end) in &ranges {
             self.core.forget_sums(*disk, *start, *end);
         }
@@ -405,6 +409,7 @@ impl Slice<'_> {
         }
         for (block, reason) in wrong {
             let range = (disk, block * REGION_BYTES, ((block + 1) * REGION_BYTES).min(size));
+            core.cache.forget(std::iter::once(Key::Block(core.id, disk, block)));
             core.forget_sums(range.0, range.1, range.2);
             let from = {
                 let manifest = &core.index().manifest;

@@ -7,7 +7,7 @@ use continuum_model::id::{DiskId, MachineId};
 use continuum_model::time::Timestamp;
 use continuum_model::units::{Bytes as Size, DiskIndex, Epoch, FrameNumber, REGION_BYTES, Sequence};
 use continuum_replica::medium::{Fault, Medium, Simulated};
-use continuum_replica::{Cache, DiskSpec, ReplicaError, Store};
+use continuum_replica::{Affects, Cache, DiskSpec, ReplicaError, Store, Unreadable};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::sync::Arc;
@@ -67,6 +67,15 @@ impl World {
         builder.push(&Record { sequence: Sequence(self.sequence), time, change });
     }
 
+    /// A block as it is, sent again.
+    fn write_whole(&mut self, block: u64) {
+        let mut builder = FrameBuilder::default();
+        let data = self.disk[block as usize].clone().unwrap_or_else(|| vec![0; length(block)]);
+        let offset = block * REGION_BYTES;
+        self.record(&mut builder, Change::Write { disk: DISK, offset, data: data.into(), injected: false });
+        self.send(builder);
+    }
+
     fn frame(&mut self, changes: usize) {
         let mut builder = FrameBuilder::default();
         if self.frames == 0 {
@@ -88,6 +97,10 @@ impl World {
             };
             self.record(&mut builder, change);
         }
+        self.send(builder);
+    }
+
+    fn send(&mut self, mut builder: FrameBuilder) {
         self.frames += 1;
         let identity = Identity {
             machine: MACHINE,
@@ -310,7 +323,21 @@ fn what_cannot_be_read_has_no_sum_and_no_digest() {
         let top = world.store.sums(DISK, &Nodes { level: 3, range: 0..1 }, Size(0)).expect("told");
         assert_eq!(top.sums, [BlockSum::UNKNOWN]);
         assert!(matches!(world.store.digest_at(newest.0), Err(ReplicaError::Damaged { .. })));
+        assert_eq!(world.store.unreadable(), [Unreadable { disk: DISK, blocks: block..block + 1 }]);
     }
+    // The source sends the block again: the newest state is whole, and older ones are told to need what is damaged.
+    world.write_whole(block);
+    assert!(world.store.tend_digests(Size(u64::MAX)).expect("it sums").done);
+    assert_eq!(world.store.unreadable(), []);
+    let mended = world.ends.last().expect("a frame").clone();
+    assert_eq!(world.store.digest_at(mended.0).expect("it digests")[0].digest, digest(&mended.2));
+    while !world.store.scrub(Size(64 << 20)).expect("it looks").round_done {}
+    let findings = world.store.state().findings;
+    let until = findings.iter().map(|finding| match finding.affects {
+        Affects::Moments { until, .. } => until,
+        Affects::Nothing | Affects::Overlay => None,
+    });
+    assert_eq!(until.collect::<Vec<_>>(), [Some(mended.1)], "{findings:?}");
 }
 
 #[test]

@@ -71,6 +71,8 @@ pub(crate) struct MachineLive {
     pub(crate) health: Health,
     /// Two processes claim to be this machine.
     pub(crate) twice: bool,
+    /// When the agent was last asked to send again what the replica lost.
+    pub(crate) asked_again: Option<Timestamp>,
 }
 
 impl Default for MachineLive {
@@ -86,6 +88,7 @@ impl Default for MachineLive {
             symptoms: Vec::new(),
             health: Health::NotApplicable,
             twice: false,
+            asked_again: None,
         }
     }
 }

@@ -35,6 +35,7 @@ pub use queue::{AckAhead, Next};
 use crate::bits::Bits;
 use crate::map::ChangeMap;
 use crate::progress::{Progress, ProgressStore};
+use crate::source::SourceError;
 use crate::staging::{Found, Stage};
 use compare::Comparison;
 use continuum_model::feed::frame::PAYLOAD_BYTES_MAX;
@@ -45,6 +46,7 @@ use continuum_model::time::Timestamp;
 use continuum_model::units::{DiskIndex, Epoch, FrameNumber, REGION_BYTES, Sequence};
 use queue::Queue;
 use std::collections::HashMap;
+use std::ops::Range;
 
 /// A frame closes when it holds this much.
 pub const FRAME_BYTES: usize = 1 << 20;
@@ -261,6 +263,33 @@ impl Feed {
         if self.mode == Mode::Data {
             self.catch_up("a write to the source's disk failed", now);
         }
+    }
+
+    /// The replica lost these regions: they are stale, whatever is in flight.
+    ///
+    /// Errors: such regions are not there; nothing was marked.
+    pub fn send_again(
+        &mut self,
+        lost: &[(DiskIndex, Range<u64>)],
+        now: Timestamp,
+    ) -> Result<(), SourceError> {
+        for (disk, regions) in lost {
+            let there = self.stale.get(usize::from(disk.0)).map_or(0, Bits::len);
+            if regions.start >= regions.end || regions.end > there {
+                return Err(SourceError::NoRegions { disk: *disk, first: regions.start, end: regions.end });
+            }
+        }
+        for (disk, regions) in lost {
+            let index = usize::from(disk.0);
+            self.maps[index].set(regions.start, regions.end - 1);
+            regions.clone().for_each(|region| {
+                self.stale[index].set(region);
+            });
+        }
+        if !lost.is_empty() && self.mode == Mode::Data {
+            self.catch_up("the replica lost part of its newest state, which is sent again", now);
+        }
+        Ok(())
     }
 
     /// The next run of stale regions to inject, of at most `bytes_max`: disk, offset, length. `None`: nothing

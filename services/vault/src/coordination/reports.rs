@@ -6,7 +6,7 @@
 
 use super::sums;
 use crate::core::Core;
-use crate::estate::{Estate, machine_of};
+use crate::estate::{Estate, agent_of, machine_of};
 use crate::jobs::plan::Write;
 use crate::jobs::writes;
 use crate::project;
@@ -23,6 +23,10 @@ use std::sync::Arc;
 
 /// New points are taken in portions; the rest of a flood is told again by the target's own store.
 const POINTS_MAX: usize = 10_000;
+/// How long what a replica lost may take to arrive before it is asked for again.
+const ASK_AGAIN: std::time::Duration = std::time::Duration::from_secs(60);
+/// Places that are asked for at once.
+const LOST_MAX: usize = 1024;
 /// Disks of one machine.
 const DISKS_MAX: usize = 64;
 
@@ -310,6 +314,7 @@ async fn master_target(
     let mut ahead: Vec<(MachineId, u64)> = Vec::new();
     // Stretches of which the target says that their points are gone.
     let mut gone: Vec<(MachineId, Timestamp, Timestamp)> = Vec::new();
+    let mut lost: Vec<(MachineId, Vec<pb::Blocks>)> = Vec::new();
     {
         let mut estate = core.estate();
         let load = report.load.take();
@@ -340,11 +345,23 @@ async fn master_target(
             if replica.epoch > entry.row.epoch {
                 ahead.push((id, replica.epoch));
             }
+            let asked = entry.live.asked_again.is_some_and(|at| now.since(at) < ASK_AGAIN);
+            if !replica.unreadable.is_empty() && !asked {
+                entry.live.asked_again = Some(now);
+                lost.push((id, replica.unreadable.iter().take(LOST_MAX).copied().collect()));
+            }
             entry.live.replica = Some((replica, now));
         }
         if let Some(entry) = estate.servers.get_mut(&server) {
             entry.live.bytes_per_sec = Some(bytes_per_sec);
         }
+    }
+    for (machine, blocks) in lost {
+        tracing::warn!(%machine, places = blocks.len(), "the replica lost part of its newest state: the source is asked to send it again");
+        let id = format!("again/{machine}/{}", core.world.stamp().micros());
+        let act = Some(pb::command::Act::SendAgain(pb::SendAgain { blocks }));
+        // Lost where the agent is away: as long as the target reports it, it is asked for again.
+        core.sessions.hint(agent_of(machine), pb::Command { id, act });
     }
     if points.is_empty() && ahead.is_empty() && gone.is_empty() {
         return Ok(());

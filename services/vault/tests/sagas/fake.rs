@@ -99,6 +99,7 @@ impl World {
             Act::RemoveReplica(_) => "remove",
             Act::DropOtherPoints(_) => "drop",
             Act::ReplicaSums(_) => "sums",
+            Act::SendAgain(_) => "send again",
         };
         let mut world = self.lock();
         world.acts.push((command.id.clone(), name));
