@@ -38,7 +38,7 @@ fn main() {
     let mut previous = 0;
     for block in 0..blocks {
         let mut builder = FrameBuilder::default();
-        let data: Vec<u8> = (0..REGION_BYTES).map(|at| (at * (block + 1) >> 7) as u8).collect();
+        let data: Vec<u8> = (0..REGION_BYTES).map(|at| ((at * (block + 1)) >> 7) as u8).collect();
         // Spread over the disk.
         let place = block * (BLOCKS / blocks);
         source[place as usize] = BlockSum::of(&data);

@@ -50,7 +50,9 @@ impl Server {
             server.port = line
                 .split("http://127.0.0.1:")
                 .nth(1)
-                .and_then(|rest| rest.chars().take_while(char::is_ascii_digit).collect::<String>().parse().ok())
+                .and_then(|rest| {
+                    rest.chars().take_while(char::is_ascii_digit).collect::<String>().parse().ok()
+                })
                 .unwrap_or(0);
         }
         // What else it says must not fill the pipe and stop it.
