@@ -4,6 +4,7 @@
 //! everything is valid.
 
 use crate::role::{Role, configuration, vault_config};
+use continuum_master_target::Schedule;
 use continuum_model::fault::Fault;
 use continuum_model::id::DiskId;
 use continuum_model::policy::Policy;
@@ -12,6 +13,7 @@ use continuum_vault::VaultConfig;
 use serde::Deserialize;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// The file as a whole.
 #[derive(Debug, Deserialize)]
@@ -102,6 +104,11 @@ pub struct Target {
     listen: SocketAddr,
     advertise: Option<String>,
     vault: String,
+    /// Where replicas are archived: `s3://BUCKET/PREFIX` or `az://CONTAINER/PREFIX`.
+    archive: Option<String>,
+    /// Seconds between two archives.
+    #[serde(default = "default_archive_seconds")]
+    archive_seconds: u64,
 }
 
 /// `[[agent]]`
@@ -137,6 +144,10 @@ impl Agent {
         id.copy_from_slice(&sum[..16]);
         DiskId::from_bytes(id)
     }
+}
+
+const fn default_archive_seconds() -> u64 {
+    3600
 }
 
 fn default_fabric() -> String {
@@ -228,6 +239,13 @@ fn problems(config: &Config) -> Vec<String> {
             && server.dir == target.dir
         {
             problems.push("master_target.dir: the same as process_server.dir; a full spool would stop the store: give each its own".into());
+        }
+        let schedule = target
+            .archive
+            .clone()
+            .map(|address| Schedule { address, every: Duration::from_secs(target.archive_seconds) });
+        if let Some(problem) = schedule.and_then(|schedule| schedule.problem()) {
+            problems.push(format!("master_target.{problem}"));
         }
         if target.run_dir.as_os_str().len() > 80 {
             problems.push(
@@ -338,6 +356,7 @@ fn roles(config: Config) -> Result<Vec<(&'static str, Role)>, Fault> {
                 listen: target.listen,
                 advertise: target.advertise,
                 vault_address: target.vault,
+                archive: target.archive.map(|address| (address, target.archive_seconds)),
                 machine: None,
             },
         ));

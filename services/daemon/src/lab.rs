@@ -398,6 +398,7 @@ impl Lab {
             listen: ([127, 0, 0, 1], 0).into(),
             advertise: None,
             vault_address: published.address.clone(),
+            archive: None,
             machine: Some(self.machine_dir()),
         };
         self.supervise("master-target", "mt-1", self.role_command("target", &role)?);

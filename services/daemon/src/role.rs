@@ -6,7 +6,7 @@
 use continuum_fabric::lab::guest;
 pub use continuum_fabric::lab::guest::GuestConfig;
 use continuum_fabric::lab::qemu;
-use continuum_master_target::MasterTargetConfig;
+use continuum_master_target::{MasterTargetConfig, Schedule};
 use continuum_mobility_agent::{AgentConfig, AgentDisk};
 use continuum_model::fault::{Fault, FaultClass};
 use continuum_model::id::DiskId;
@@ -90,6 +90,9 @@ pub enum Role {
         advertise: Option<String>,
         /// `host:port`.
         vault_address: String,
+        /// Where replicas are archived, and how often in seconds.
+        #[serde(default)]
+        archive: Option<(String, u64)>,
         /// Kernel and settings of QEMU guests, for a lab that has some.
         #[serde(default)]
         machine: Option<PathBuf>,
@@ -267,6 +270,7 @@ pub async fn run(role: Role, stop: CancellationToken) -> Result<(), Fault> {
             listen,
             advertise,
             vault_address,
+            archive,
             machine,
         } => {
             let guest_program = std::env::current_exe()
@@ -279,6 +283,8 @@ pub async fn run(role: Role, stop: CancellationToken) -> Result<(), Fault> {
                 listen,
                 advertise,
                 vault_address,
+                archive: archive
+                    .map(|(address, seconds)| Schedule { address, every: Duration::from_secs(seconds) }),
                 guest_program,
                 guest_machine: machine,
             };

@@ -2,6 +2,7 @@
 
 use crate::bring_up::{BringUp, ServedDisk};
 use crate::estate::{Estate, Replica, Reported};
+use crate::schedule::{self, Schedule};
 use crate::{fault, receive, replica_fault, retention};
 use continuum_fabric::lab::LabCompute;
 use continuum_model::digest::Nodes;
@@ -43,6 +44,8 @@ pub struct MasterTargetConfig {
     pub listen: SocketAddr,
     /// Where others reach that listener, when it is not what it binds.
     pub advertise: Option<String>,
+    /// Where replicas are archived, and how often.
+    pub archive: Option<Schedule>,
     /// `host:port` of the vault.
     pub vault_address: String,
     /// The program that becomes a guest of the lab when started with `role guest`.
@@ -96,6 +99,7 @@ pub async fn run(
     let streams = channel::serve(listener, acceptor, stop.clone(), move |incoming| {
         receive::serve(receiving.clone(), incoming)
     });
+    let archiving = schedule::run(estate.clone(), target.config.archive.clone(), stop.clone());
     let folding = retention::run(estate, clock, stop.clone());
     let vault = target.config.vault_address.clone();
     let dial = move || {
@@ -103,7 +107,7 @@ pub async fn run(
         async move { session::dial_and_renew(&credentials, &vault).await }
     };
     let session = session::run(dial, target.clone(), target.report_now.clone(), stop);
-    tokio::join!(streams, folding, session);
+    tokio::join!(streams, folding, archiving, session);
     Ok(())
 }
 
@@ -158,6 +162,7 @@ impl Target {
                 .into_iter()
                 .map(|(after, to)| pb::Thinned { after_us: after.micros(), to_us: to.micros() })
                 .collect(),
+            warnings: replica.warnings().iter().map(grpc::fault_to_proto).collect(),
             unreadable: store.unreadable().iter().map(blocks_to_proto).collect(),
         }
     }

@@ -6,11 +6,12 @@
 //! ```text
 //! <dir>/assignment.json          what the vault last said, whole; replaced atomically
 //! <dir>/replicas/<machine id>/   one store each (see continuum-replica)
+//! <dir>/seeds/<machine id>/      <disk index>.raw: what a new replica begins with (see `seed`)
 //! ```
 //!
 //! A replica whose store cannot be opened is told with its reason and refuses frames; the others go on.
 
-use crate::fault;
+use crate::{fault, seed};
 use continuum_model::fault::{Fault, FaultClass};
 use continuum_model::id::{DiskId, MachineId};
 use continuum_model::policy::{Policy, RetentionStep};
@@ -18,9 +19,10 @@ use continuum_model::units::{Bytes, DiskIndex, Epoch, Sequence};
 use continuum_proto::v1 as pb;
 use continuum_replica::{DiskSpec, Folder, Store};
 use serde::{Deserialize, Serialize};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// One disk of a replica, as the vault numbered it.
@@ -80,6 +82,10 @@ pub struct Replica {
     store: Result<Arc<Store>, Fault>,
     /// Listed points that were already reported, by position.
     pub(crate) reported: Mutex<Reported>,
+    /// What is wrong with it, by code, though it takes frames.
+    warnings: Mutex<BTreeMap<&'static str, Fault>>,
+    /// A seed is being taken in: no frames until it is.
+    pub(crate) seeding: AtomicBool,
 }
 
 /// How far the vault knows this replica's points.
@@ -117,7 +123,7 @@ impl Estate {
         };
         let mut inner = Inner::default();
         for assigned in stored.replicas {
-            inner.replicas.insert(assigned.machine, Arc::new(Replica::open(dir, assigned)));
+            inner.replicas.insert(assigned.machine, seed::begin(dir, Replica::open(dir, assigned)));
         }
         let size = rustix::fs::statvfs(dir).map_or(0, |volume| volume.f_blocks * volume.f_frsize);
         let reserve = RESERVE_BYTES.min(size / RESERVE_SHARE);
@@ -166,7 +172,7 @@ impl Estate {
                 Some(replica) if replica.store.is_ok() => replica.update(assigned.clone()),
                 // Not there, or not readable last time: open it (again).
                 _ => {
-                    let replica = Arc::new(Replica::open(&self.dir, assigned.clone()));
+                    let replica = seed::begin(&self.dir, Replica::open(&self.dir, assigned.clone()));
                     inner.replicas.insert(assigned.machine, replica);
                 }
             }
@@ -231,7 +237,8 @@ impl Estate {
         }
     }
 
-    fn store_dir(&self, machine: MachineId) -> PathBuf {
+    /// Where a replica's store lies.
+    pub fn store_dir(&self, machine: MachineId) -> PathBuf {
         self.dir.join("replicas").join(machine.to_string())
     }
 }
@@ -274,7 +281,27 @@ impl Replica {
             .spares("the other replicas; the source goes on and remembers what changed")
             .remedy("look with `continuum inspect` at its directory; mend or remove it")),
         };
-        Self { assigned: Mutex::new(assigned), store, reported: Mutex::default() }
+        Self {
+            assigned: Mutex::new(assigned),
+            store,
+            reported: Mutex::default(),
+            warnings: Mutex::default(),
+            seeding: AtomicBool::new(false),
+        }
+    }
+
+    /// Says that something is wrong, or (`None`) that it no longer is.
+    pub fn warn(&self, code: &'static str, wrong: Option<Fault>) {
+        let mut warnings = self.warnings.lock().unwrap_or_else(PoisonError::into_inner);
+        match wrong {
+            Some(fault) => warnings.insert(code, fault),
+            None => warnings.remove(code),
+        };
+    }
+
+    /// What is wrong with it, though it takes frames.
+    pub fn warnings(&self) -> Vec<Fault> {
+        self.warnings.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
     fn update(&self, assigned: Assigned) {

@@ -4,6 +4,7 @@
 //! - [`receive`]: frames in, durable, acknowledged
 //! - [`bring_up`]: views served over NBD, guests started on them, everything removable again
 //! - [`retention`]: history folded into the base by policy
+//! - `schedule`: replicas into object storage, again and again; `seed`: copies that were brought by other means
 //! - [`bare`]: stores looked at, exported and served by hand, with no vault and no master target alive
 //! - [`control`]: the session with the vault: assignments, commands, reports
 //!
@@ -15,8 +16,11 @@ pub mod control;
 pub mod estate;
 pub mod receive;
 pub mod retention;
+mod schedule;
+mod seed;
 
 pub use control::{MasterTargetConfig, run};
+pub use schedule::Schedule;
 
 use continuum_model::fault::{Fault, FaultClass};
 

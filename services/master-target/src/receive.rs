@@ -14,6 +14,7 @@ use continuum_replica::Store;
 use continuum_wire::channel::{Ack, Incoming, Message, Receiver, Sender, Welcome};
 use continuum_wire::identity::Role;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use tokio::sync::mpsc;
 
 /// Frames that wait for the worker.
@@ -93,6 +94,16 @@ fn admit(estate: &Estate, incoming: &Incoming) -> Result<Arc<Store>, Fault> {
         .remedy(
             "nothing where the machine was failed over; else it settles when the vault has told all servers",
         ));
+    }
+    if replica.seeding.load(Ordering::Acquire) {
+        return Err(Fault::new(
+            FaultClass::NotReady,
+            "replica.seeding",
+            format!("the seed of machine {machine} is being taken in"),
+        )
+        .affects("this stream")
+        .spares("the source, which remembers what changed")
+        .remedy("nothing: it is compared, and replication begins, once it is there"));
     }
     estate.room_for(0)?;
     replica.store()

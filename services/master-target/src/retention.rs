@@ -24,6 +24,8 @@ const SCRUB_BYTES_MIN: u64 = 1 << 20;
 const THIN_ROUNDS: u64 = 12;
 /// Of this share of what history may take, in percent, old history is thinned before its end is given up.
 const SPACE_PERCENT: u64 = 90;
+/// From this share on it is told.
+const TOLD_PERCENT: u64 = 80;
 /// Of history that is thinned for lack of space one state of every so long is kept.
 const SQUEEZED: RetentionStep = RetentionStep { every_seconds: 3600, for_seconds: u64::MAX };
 /// What is read for the sums of all replicas together in a round. What was just written is still in memory.
@@ -87,6 +89,7 @@ fn tend(
         failed("the sums of the newest state could not be kept: comparing reads more", &error);
     }
     let policy = &assigned.policy;
+    tell_space(replica, store, policy, now);
     if let Some(stop) = thin {
         match thinned(store, policy, now, stop) {
             Ok(Some(stretch)) => {
@@ -113,6 +116,29 @@ fn tend(
         }
         Err(error) => failed("the scrub could not note where it is: it begins anew after a restart", &error),
     }
+}
+
+/// Says before history's space runs short, and while it reaches less far than promised for want of it.
+fn tell_space(replica: &Replica, store: &Store, policy: &Policy, now: Timestamp) {
+    let state = store.state();
+    let Some(most) = policy.history_bytes_max else { return replica.warn("history.space", None) };
+    let percent = u128::from(state.history_bytes) * 100 / u128::from(most.0.max(1));
+    let (oldest, promised) = (state.oldest_legal, policy.oldest_promised(now));
+    // Whoever was protected a short while ago has no old history yet: only what was given up is told.
+    let given_up = oldest.is_some_and(|oldest| oldest > promised) && store.has_folded();
+    let used = format!("{} of {most} that its history may take are used", Bytes(state.history_bytes));
+    let text = match oldest {
+        _ if percent < u128::from(TOLD_PERCENT) => return replica.warn("history.space", None),
+        Some(oldest) if given_up => {
+            format!("{used}: it reaches back to {oldest}, and {promised} is promised")
+        }
+        _ => format!("{used}; from {SPACE_PERCENT} % on old history is thinned, then its end goes"),
+    };
+    let told = crate::fault("history.space", text)
+        .affects("how far back, and how finely, a moment can be brought up")
+        .spares("replication, and the moments that are kept")
+        .remedy("raise history_bytes_max, or promise less history");
+    replica.warn("history.space", Some(told));
 }
 
 /// Thins what the policy says; and where space runs short the older half of what is kept whole, before the end of

@@ -55,6 +55,9 @@ impl Store {
         if folding.half_way {
             return Err(ReplicaError::Poisoned);
         }
+        if core.archiving.load(Ordering::Acquire) > 0 {
+            return Ok(false);
+        }
         let (target, more) = {
             // From here on no view opens below the target, and no point below it is pinned.
             let mut leases = core.leases();
@@ -73,6 +76,13 @@ impl Store {
             core.leases().folding = None;
         }
         Ok(!done? || more)
+    }
+}
+
+impl Store {
+    /// Whether the beginning of history went into the base.
+    pub fn has_folded(&self) -> bool {
+        self.core.index().manifest.base_frame.0 > 0
     }
 }
 

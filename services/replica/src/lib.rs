@@ -13,6 +13,7 @@
 //! - [`inspect`]: what a file or a folder is, and what of it is damaged
 //! - [`digests`]: the sums of the newest state, so that comparing reads nothing that did not change
 //! - [`scrub`]: reading everything before somebody needs it
+//! - [`seed`]: a copy that was brought by other means, as a beginning
 //! - [`remote`]: a store kept as objects
 //! - [`marks`]: pins and proofs of points; [`manifest`]: what the store is and how far it is folded
 //!
@@ -51,6 +52,7 @@ mod planted;
 mod read;
 pub mod remote;
 pub mod scrub;
+pub mod seed;
 pub mod segment;
 pub mod snapshot;
 pub mod store;

@@ -336,6 +336,8 @@ pub(crate) struct Core {
     pub(crate) limits: Limits,
     /// One fold or thinning at a time.
     pub(crate) folding: Mutex<Folding>,
+    /// How many archives of it are being made: until they are, history stays where it is.
+    pub(crate) archiving: AtomicU64,
     /// Rises when records move: what a view looked up before is looked up again.
     pub(crate) generation: AtomicU64,
     /// Rises when a segment is rewritten: what was a place in it is none any more. Never 0.
@@ -445,6 +447,7 @@ impl Store {
             disks: disks.to_vec(),
             limits,
             folding: Mutex::default(),
+            archiving: AtomicU64::new(0),
             generation: AtomicU64::new(1),
             rewrites: AtomicU64::new(1),
             leases: Mutex::default(),
@@ -457,6 +460,11 @@ impl Store {
             cache,
         };
         Ok((Self { core: Arc::new(core) }, findings))
+    }
+
+    /// Whose replica this is.
+    pub fn machine(&self) -> MachineId {
+        self.core.machine
     }
 
     /// The disks of this machine.

@@ -112,6 +112,9 @@ impl Store {
         if folding.half_way {
             return Err(ReplicaError::Poisoned);
         }
+        if core.archiving.load(Ordering::Acquire) > 0 {
+            return Ok(false);
+        }
         let Some(plan) = core.begin(stretch) else { return Ok(false) };
         let written = core.rewrite(&plan, stop);
         let done = match written {

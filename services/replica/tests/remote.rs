@@ -146,12 +146,16 @@ fn send(path: &Path, objects: &Memory) -> Result<Archived, ArchiveError> {
 
 /// The disk at every second of the history that is kept, as an opened store reads it.
 fn states(bare: &bare::Bare) -> Vec<Vec<u8>> {
-    let state = bare.store.state();
+    states_of(&bare.store)
+}
+
+fn states_of(store: &Store) -> Vec<Vec<u8>> {
+    let state = store.state();
     let second = |at: Option<Timestamp>| at.unwrap().micros() / 1_000_000;
     (second(state.oldest_legal)..=second(state.newest_legal))
         .map(|second| {
             let at = PointChoice::Moment(Timestamp::from_micros(second * 1_000_000));
-            let view = bare.store.open_view(bare.store.resolve(&at).unwrap().position).unwrap();
+            let view = store.open_view(store.resolve(&at).unwrap().position).unwrap();
             let mut out = vec![0; SIZE as usize];
             view.read_at(DiskIndex(0), 0, &mut out).unwrap();
             out
@@ -311,4 +315,33 @@ fn rot_and_lies_are_named_and_never_served() {
     }
     let empty = read(&Memory::default()).unwrap_err();
     assert!(empty.contains("no archive"), "{empty}");
+}
+
+#[test]
+fn a_store_is_archived_while_it_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store");
+    small(&path);
+    let store = open(&path);
+    let objects = Memory::default();
+    let mut went_on = 0u8;
+    let first = store
+        .archive(&path, &objects, &mut |_, _| {
+            // In the middle of it: history grows, and stays where it is.
+            append(&store, &[u64::from(went_on) * 4096], 4 + went_on);
+            assert!(!store.fold(Timestamp::from_micros(i64::MAX), None).unwrap());
+            went_on += 1;
+            true
+        })
+        .unwrap();
+    assert!(went_on > 1 && first.version == 1);
+    // What is there is what it was when it began.
+    let then = archived(&objects);
+    assert!(!then.is_empty() && states_of(&store).starts_with(&then), "{} states", then.len());
+    store.archive(&path, &objects, &mut |_, _| true).unwrap();
+    assert!(archived(&objects) == states_of(&store));
+    let stopped = store.archive(&path, &objects, &mut |_, _| false);
+    assert!(matches!(stopped, Err(ArchiveError::Stopped)), "{stopped:?}");
+    assert!(archived(&objects) == states_of(&store));
+    assert!(store.fold(Timestamp::from_micros(4_000_000), None).is_ok());
 }

@@ -92,6 +92,9 @@ fn measure(core: &Core) -> (Vec<MachineId>, Vec<ServerId>) {
     (told, servers)
 }
 
+/// Warnings of one replica that are told.
+const WARNINGS_MAX: usize = 8;
+
 fn symptom(code: &str, severity: Health, text: String, remedy: &str) -> Symptom {
     Symptom { code: code.into(), severity, text, remedy: remedy.into() }
 }
@@ -232,6 +235,13 @@ fn machine_symptoms(core: &Core, estate: &Estate, entry: &MachineEntry, now: Tim
             shown(&fault.message),
             &shown(&fault.remedy),
         ));
+    }
+    for warning in live.replica.iter().flat_map(|(replica, _)| replica.warnings.iter().take(WARNINGS_MAX)) {
+        let code = match warning.code.as_str() {
+            known @ ("archive.failed" | "history.space" | "seed.failed") => known,
+            _ => "replica.warning",
+        };
+        found.push(symptom(code, Health::Warning, shown(&warning.message), &shown(&warning.remedy)));
     }
     found
 }

@@ -40,7 +40,7 @@ pub(super) fn open_address(address: &str, scratch: Option<&Path>) -> Result<Bare
     })
 }
 
-fn bucket(address: &str) -> Result<Bucket, Fault> {
+pub(crate) fn bucket(address: &str) -> Result<Bucket, Fault> {
     Bucket::open(address).map_err(|error| {
         Fault::new(FaultClass::Configuration, "archive.address", chain(&error))
             .spares("nothing was read or written")
@@ -51,7 +51,7 @@ fn bucket(address: &str) -> Result<Bucket, Fault> {
     })
 }
 
-fn fault(address: &str, error: &ArchiveError) -> Fault {
+pub(crate) fn fault(address: &str, error: &ArchiveError) -> Fault {
     let (class, code, remedy) = match error {
         ArchiveError::Objects { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => (
             FaultClass::Refused,

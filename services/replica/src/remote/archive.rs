@@ -1,13 +1,17 @@
 //! A store into objects: what is not there yet travels, then one conditional put makes it count.
 
 use super::{ArchiveError, CATALOG, Catalog, FORMAT, Objects, PART_BYTES, Parts, object_of, part_of};
-use crate::bare::Bare;
+use crate::bare::{self, Bare, BareError};
 use crate::base;
 use crate::manifest;
 use crate::medium::Medium;
-use crate::store::ReplicaError;
+use crate::segment;
+use crate::store::{ReplicaError, Store};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 
 /// What an archive took.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,6 +24,52 @@ pub struct Archived {
     pub sent_bytes: u64,
     /// Parts taken away, which no catalog needs any more.
     pub removed: u64,
+}
+
+impl Store {
+    /// Archives this store, which lies in `path`, while it goes on taking frames and serving views. History is not
+    /// folded or thinned meanwhile.
+    ///
+    /// Errors: as [`archive`]; and where the store is damaged, so that a good archive is not replaced by it.
+    pub fn archive(
+        &self,
+        path: &Path,
+        objects: &dyn Objects,
+        told: &mut dyn FnMut(u64, u64) -> bool,
+    ) -> Result<Archived, ArchiveError> {
+        let _still = {
+            // One that failed half-way is finished by the next start.
+            let folding = self.core.folding.lock().unwrap_or_else(PoisonError::into_inner);
+            if folding.half_way {
+                return Err(ReplicaError::Poisoned.into());
+            }
+            Still::of(self)
+        };
+        let bare = bare::open_beside(path).map_err(|error| match error {
+            BareError::Store(error) => error,
+            other => ReplicaError::Damaged { file: path.display().to_string(), reason: other.to_string() },
+        })?;
+        if let Some(reason) = bare.store.state().damage {
+            return Err(ReplicaError::Damaged { file: "journal".into(), reason }.into());
+        }
+        archive(&bare, objects, told)
+    }
+}
+
+/// While one is held, history is neither folded nor thinned.
+struct Still<'a>(&'a Store);
+
+impl<'a> Still<'a> {
+    fn of(store: &'a Store) -> Self {
+        store.core.archiving.fetch_add(1, Ordering::AcqRel);
+        Self(store)
+    }
+}
+
+impl Drop for Still<'_> {
+    fn drop(&mut self) {
+        self.0.core.archiving.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 /// Archives an opened store. `told` hears how many bytes of its files are done, of how many; its answer says whether
@@ -114,9 +164,8 @@ fn names(bare: &Bare) -> Result<Vec<(String, u64)>, ArchiveError> {
     let medium = &*bare.snapshot;
     let mut names = vec!["manifest".to_owned(), "marks".to_owned()];
     names.extend(bare.manifest.disks.iter().flat_map(base::files_of).map(|(name, _)| name));
-    let listed = medium.list("journal").map_err(|error| ReplicaError::io("journal", error))?;
-    let segments = listed.into_iter().filter(|name| name.parse::<u64>().is_ok());
-    names.extend(segments.map(|name| format!("journal/{name}")));
+    // Those that it was opened with: an owner that is at work makes more.
+    names.extend(bare.store.core.index().segments.keys().map(|number| segment::file_name(*number)));
     let mut files = Vec::new();
     for name in names {
         match medium.open(&name, false).and_then(|file| file.len()) {
