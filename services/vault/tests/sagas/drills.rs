@@ -160,3 +160,41 @@ async fn a_session_that_breaks_in_an_act_does_not_repeat_it() {
     let opens = lab.world.lock().acts.iter().filter(|(_, act)| *act == "open").count();
     assert_eq!(opens, 1, "the server knew the act that it was asked for again");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_target_thinned_is_forgotten_and_what_it_warns_of_is_told() {
+    let mut lab = Lab::start().await;
+    lab.protect().await;
+    let mut made = Vec::new();
+    for name in ["first", "second", "third"] {
+        let job = lab.done(Order::Bookmark(pb::Bookmark { name: name.into(), app_consistent: false })).await;
+        made.push(job.machines[0].point.clone().expect("a point"));
+    }
+    let warning = pb::Fault {
+        code: "history.space".into(),
+        message: "9 GiB of 10 GiB\x1b[2J are used".into(),
+        remedy: "raise it".into(),
+        ..Default::default()
+    };
+    for replica in lab.world.lock().replicas.values_mut() {
+        // After the first, up to and with the second.
+        replica.thinned = vec![pb::Thinned { after_us: made[0].time_us, to_us: made[1].time_us }];
+        replica.points.retain(|point| point.id != made[1].id);
+        replica.warnings = vec![warning.clone(), pb::Fault { code: "\n".into(), ..Default::default() }];
+    }
+    let symptoms = eventually("it is told", async || {
+        let symptoms = lab.machine().await.symptoms;
+        symptoms.iter().any(|symptom| symptom.code == "history.space").then_some(symptoms)
+    })
+    .await;
+    let told = symptoms.iter().find(|symptom| symptom.code == "history.space").expect("it is there");
+    assert_eq!((told.severity.as_str(), told.remedy.as_str()), ("warning", "raise it"));
+    assert!(told.text.contains("9 GiB") && !told.text.contains('\x1b'), "{told:?}");
+    assert!(symptoms.iter().any(|symptom| symptom.code == "replica.warning"), "{symptoms:?}");
+    // The vault's own list, which is what is shown while the target is away.
+    lab.stop_server(1).await;
+    let asked = pb::TimelineRequest { machine: lab.machine.clone(), ..Default::default() };
+    let reply = lab.operator.clone().timeline(asked).await.expect("the vault knows points").into_inner();
+    let names: Vec<_> = reply.points.iter().map(|point| point.name.as_str()).collect();
+    assert!(names.contains(&"first") && names.contains(&"third") && !names.contains(&"second"), "{names:?}");
+}

@@ -59,6 +59,9 @@ pub(crate) struct Replica {
     pub(crate) oldest: Option<i64>,
     pub(crate) points: Vec<pb::Point>,
     pub(crate) marks: Vec<pb::MarkPoint>,
+    /// Stretches that it says were thinned, and what it says is wrong beside.
+    pub(crate) thinned: Vec<pb::Thinned>,
+    pub(crate) warnings: Vec<pb::Fault>,
     pub(crate) assigned: bool,
     /// Who may bring frames.
     pub(crate) process_server: String,
@@ -294,6 +297,8 @@ impl Handler for MasterTarget {
                     oldest_point_us: replica.oldest,
                     points: replica.points.len() as u32,
                     new_points: replica.points.clone(),
+                    thinned: replica.thinned.clone(),
+                    warnings: replica.warnings.clone(),
                     ..Default::default()
                 })
                 .collect(),
