@@ -132,7 +132,9 @@ Examples:
   continuum test-failover web-01 --point ID        with the id that `get points web-01` tells")]
     Bookmark(Bookmark),
     /// Keep a recovery point beyond its retention, or let it go again
-    #[command(after_help = "Examples:\n  continuum pin web-01 POINT\n  continuum pin web-01 POINT --remove")]
+    #[command(
+        after_help = "Examples:\n  continuum pin web-01 POINT\n  continuum pin web-01 POINT --remove\n  continuum pin web-01 POINT --lock-days 30 --yes"
+    )]
     Pin(Pin),
     /// Tell what an order would do, what would be lost, and what is not ready; changes nothing
     #[command(after_help = "\
@@ -522,9 +524,15 @@ pub struct Pin {
     pub machine: String,
     /// Which point, by id
     pub point: String,
-    /// Let it go again
-    #[arg(long)]
+    /// Let it go again; a lock stays
+    #[arg(long, conflicts_with = "lock_days")]
     pub remove: bool,
+    /// Lock it as well: for so many days nobody can let it go, no clock, no lack of space, no operator. Cannot be undone
+    #[arg(long, value_name = "DAYS", requires = "yes", value_parser = clap::value_parser!(u64).range(1..=3660))]
+    pub lock_days: Option<u64>,
+    /// Yes, lock it
+    #[arg(long)]
+    pub yes: bool,
     /// Following.
     #[command(flatten)]
     pub wait: Wait,

@@ -98,6 +98,7 @@ pub fn point(p: &pb::Point) -> Doc {
         ("kind", Doc::text(&p.kind)),
         ("name", Doc::text(&p.name)),
         ("pinned", p.pinned.into()),
+        ("locked_until", time(p.locked_until_us)),
         (
             "proofs",
             Doc::Map(vec![

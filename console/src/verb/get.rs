@@ -571,7 +571,10 @@ fn point_row(point: &pb::Point, wide: bool, now: Timestamp) -> Vec<Cell> {
         point.name.as_str().into(),
     ];
     if wide {
-        cells.push(if point.pinned { "yes" } else { "" }.into());
+        cells.push(match point.locked_until_us.map(Timestamp::from_micros).filter(|until| *until > now) {
+            Some(until) => format!("locked until {until}").into(),
+            None => if point.pinned { "yes" } else { "" }.into(),
+        });
         cells.extend([proof(proofs.booted), proof(proofs.probed), proof(proofs.digest_equal)]);
     } else {
         let all = [("booted", proofs.booted), ("probed", proofs.probed), ("equal", proofs.digest_equal)];

@@ -172,7 +172,8 @@ async fn ask(setting: &Setting, verb: Verb) -> Result<(), Fault> {
             order::give(setting, &o.machine, Order::Bookmark(order), &o.wait, None).await
         }
         Verb::Pin(o) => {
-            let order = pb::PinPoint { point: o.point, pinned: !o.remove };
+            let lock_seconds = o.lock_days.unwrap_or(0) * 24 * 3600;
+            let order = pb::PinPoint { point: o.point, pinned: !o.remove, lock_seconds };
             order::give(setting, &o.machine, Order::PinPoint(order), &o.wait, None).await
         }
         Verb::TestFailover(o) if plan_of(&o.machine).is_some() => {

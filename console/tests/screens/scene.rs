@@ -532,6 +532,7 @@ pub fn point(minutes_ago: i64) -> pb::Point {
             digest_equal: None,
         }),
         position: 100_000 - minutes_ago as u64,
+        locked_until_us: None,
     }
 }
 

@@ -223,6 +223,10 @@ impl Target {
                 if let Some(pinned) = order.pinned {
                     store.mark(point, |mark| mark.pinned = pinned).map_err(|error| replica_fault(&error))?;
                 }
+                if order.lock_seconds > 0 {
+                    let span = Duration::from_secs(order.lock_seconds);
+                    store.lock(point, span).map_err(|error| replica_fault(&error))?;
+                }
                 if let Some(proofs) = order.proofs {
                     let proofs = Proofs {
                         booted: proofs.booted,
@@ -360,6 +364,7 @@ fn point_to_proto(point: &PointInfo) -> pb::Point {
             digest_equal: point.mark.proofs.digest_equal,
         }),
         position: point.position.0,
+        locked_until_us: point.mark.lock.map(|lock| lock.until.micros()),
     }
 }
 

@@ -16,8 +16,9 @@ use continuum_model::fault::{Fault, FaultClass};
 use continuum_model::id::{DiskId, MachineId};
 use continuum_model::policy::{Policy, RetentionStep};
 use continuum_model::units::{Bytes, DiskIndex, Epoch, Sequence};
+use continuum_model::world::{Clock, SystemClock};
 use continuum_proto::v1 as pb;
-use continuum_replica::{DiskSpec, Folder, Store};
+use continuum_replica::{DiskSpec, Folder, Store, bare};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
@@ -212,10 +213,18 @@ impl Estate {
     /// Deletes a replica with its history. Idempotent.
     pub fn remove(&self, machine: MachineId) -> Result<String, Fault> {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(Ok(store)) = inner.replicas.get(&machine).map(|replica| replica.store())
-            && let Some(last) =
+        // It may be none of ours any more: the vault says first that it is not, then that it goes.
+        let known = inner.replicas.get(&machine).and_then(|replica| replica.store().ok());
+        let dir = self.store_dir(machine);
+        let locked = match known {
+            Some(store) => {
                 store.locked().iter().filter_map(|point| point.mark.lock).map(|lock| lock.until).max()
-        {
+            }
+            None => bare::locked_until(&dir, SystemClock::default().wall()).map_err(|error| {
+                removal(machine, &std::io::Error::other(format!("whether points are locked: {error}")))
+            })?,
+        };
+        if let Some(last) = locked {
             return Err(Fault::new(
                 FaultClass::Refused,
                 "replica.locked",
@@ -226,7 +235,6 @@ impl Estate {
             .remedy("wait until the locks have ended, and order the removal again"));
         }
         inner.replicas.remove(&machine);
-        let dir = self.store_dir(machine);
         match std::fs::remove_dir_all(&dir) {
             Ok(()) => {
                 sync_dir(&self.dir.join("replicas")).map_err(|error| removal(machine, &error))?;

@@ -5,10 +5,12 @@
 
 use crate::base;
 use crate::manifest::{self, FORMAT, Manifest};
+use crate::marks::Marks;
 use crate::medium::Medium;
 use crate::segment;
 use crate::snapshot::Snapshot;
 use crate::store::{ReplicaError, Store};
+use continuum_model::time::Timestamp;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -91,6 +93,17 @@ pub fn open(path: &Path, scratch: Option<&Path>) -> Result<Bare, BareError> {
         _ => BareError::Io { path: path.to_owned(), source },
     })?;
     open_snapshot(path, snapshot)
+}
+
+/// Until when at least points of the store in `path` are locked, if any are: nothing of it may be removed before. For
+/// a store that nobody has open.
+///
+/// Errors: what is said of its points cannot be read, so that nobody knows.
+pub fn locked_until(path: &Path, now: Timestamp) -> Result<Option<Timestamp>, ReplicaError> {
+    let marks: Option<Marks> = manifest::read(&Snapshot::of(path), "marks")?;
+    let Some(marks) = marks else { return Ok(None) };
+    let locked = marks.points.values().filter(|mark| mark.is_locked(now, marks.open_seconds));
+    Ok(locked.filter_map(|mark| mark.lock).map(|lock| lock.until).max())
 }
 
 /// Opens the store in `path` as it is now, beside an owner that may be at work.

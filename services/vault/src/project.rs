@@ -373,6 +373,7 @@ pub(crate) fn point(point: &PointRow) -> pb::Point {
             digest_equal: point.digest_equal,
         }),
         position: point.position,
+        locked_until_us: None,
     }
 }
 

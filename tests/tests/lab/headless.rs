@@ -346,5 +346,23 @@ fn a_seed_is_compared_and_a_replica_is_archived_while_it_goes_on() {
     let image = std::fs::read(&exported).expect("an image");
     let now = oracle::read_image(&source).expect("the source is read");
     assert!(image == now, "the archive is the disk");
-    assert!(estate.is_healthy());
+
+    // A point that is locked stays, and its replica with it, whatever an operator orders.
+    estate.json(&["bookmark", "app1", "audit"]);
+    let points = estate.json(&["get", "points", "app1"]);
+    let point = points.as_array().and_then(|points| points.iter().find(|point| point["name"] == "audit"));
+    let point = point.expect("a bookmark")["id"].as_str().expect("an id").to_owned();
+    estate.json(&["pin", "app1", &point, "--lock-days", "1", "--yes"]);
+    estate.json(&["pin", "app1", &point, "--remove"]);
+    let points = estate.json(&["get", "points", "app1"]);
+    let is_locked = |point: &&Value| point["locked_until"].is_string() && point["pinned"] == false;
+    assert_eq!(points.as_array().expect("a list").iter().filter(is_locked).count(), 1, "{points}");
+    let refused =
+        estate.verb(&["unprotect", "app1", "--yes", "--confirm", "app1"]).output().expect("it runs");
+    let told =
+        String::from_utf8_lossy(&refused.stdout).into_owned() + &String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && told.contains("replica.locked"), "{told}");
+    estate.until("its replica is there", || {
+        estate.path("mt/replicas/replicas").join(&id).join("manifest").exists()
+    });
 }

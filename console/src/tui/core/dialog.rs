@@ -454,9 +454,11 @@ impl Dialog {
             (Action::Unprotect, _) => Order::Unprotect(pb::Unprotect { keep_replica: false }),
             (Action::Pause, _) => Order::Pause(pb::Pause {}),
             (Action::Resume, _) => Order::Resume(pb::Resume {}),
-            (Action::Pin, _) => {
-                Order::PinPoint(pb::PinPoint { point: object, pinned: self.point_words != "unpin" })
-            }
+            (Action::Pin, _) => Order::PinPoint(pb::PinPoint {
+                point: object,
+                pinned: self.point_words != "unpin",
+                lock_seconds: 0,
+            }),
             (Action::Verify, _) => Order::Verify(pb::Verify { point: String::new() }),
             (Action::Cleanup, _) => Order::Cleanup(pb::Cleanup { note: String::new() }),
             (Action::Failover, _) => Order::Failover(pb::FailoverOrder { kind: "unplanned".into(), point }),

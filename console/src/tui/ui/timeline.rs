@@ -228,7 +228,9 @@ fn point_words(point: &pb::Point) -> String {
     };
     let name = if point.name.is_empty() { String::new() } else { format!(" \u{201c}{}\u{201d}", point.name) };
     let pinned = if point.pinned { ", pinned" } else { "" };
-    format!("{kind}{name}{pinned}")
+    let until = point.locked_until_us.map(text::moment);
+    let locked = until.map(|until| format!(", locked until {until}")).unwrap_or_default();
+    format!("{kind}{name}{pinned}{locked}")
 }
 
 fn proofs(point: &pb::Point, canvas: &Canvas<'_>) -> String {

@@ -60,6 +60,8 @@ pub(crate) struct Params {
     pub(crate) keep_on_failure: bool,
     pub(crate) keep_replica: bool,
     pub(crate) pinned: bool,
+    /// For how long nobody can let the point go; 0: no lock.
+    pub(crate) lock_seconds: u64,
     /// A failover that stops its source first and loses nothing.
     pub(crate) planned: bool,
     /// What a run of a plan does.

@@ -30,7 +30,16 @@ async fn a_machine_from_protection_to_removal() {
         .await;
     let point = bookmark.machines[0].point.clone().expect("a point");
     assert_eq!((point.kind.as_str(), point.name.as_str()), ("bookmark", "before the update"));
-    lab.done(Order::PinPoint(pb::PinPoint { point: point.id.clone(), pinned: true })).await;
+    let pin = pb::PinPoint { point: point.id.clone(), pinned: true, lock_seconds: 0 };
+    let refused =
+        lab.order(Order::PinPoint(pb::PinPoint { pinned: false, lock_seconds: 60, ..pin.clone() })).await;
+    assert_eq!(refused.unwrap_err().code, "point.lock");
+    lab.done(Order::PinPoint(pin.clone())).await;
+    let locked = lab.done(Order::PinPoint(pb::PinPoint { lock_seconds: 86_400, ..pin })).await;
+    let said = locked.steps.iter().any(|step| step.detail.contains("locked"));
+    assert!(said, "{locked:?}");
+    let locks = |replica: &fake::Replica| replica.marks.iter().any(|mark| mark.lock_seconds == 86_400);
+    assert!(lab.world.lock().replicas.values().any(locks));
 
     let verified = lab.done(Order::Verify(pb::Verify::default())).await;
     assert!(verified.verified[0].equal && verified.verified[0].source_digest == "aa", "{verified:?}");

@@ -4,6 +4,15 @@ use super::*;
 
 impl Ctx<'_> {
     pub(super) async fn mark_point(&self, point: &PointRow, pinned: Option<bool>) -> Result<(), Fault> {
+        self.mark_and_lock(point, pinned, 0).await
+    }
+
+    async fn mark_and_lock(
+        &self,
+        point: &PointRow,
+        pinned: Option<bool>,
+        lock_seconds: u64,
+    ) -> Result<(), Fault> {
         let (row, protection) = self.protection()?;
         let proofs =
             pb::Proofs { booted: point.booted, probed: point.probed, digest_equal: point.digest_equal };
@@ -12,6 +21,7 @@ impl Ctx<'_> {
             point_id: point.id.map(|id| id.to_string()).unwrap_or_default(),
             pinned,
             proofs: Some(proofs),
+            lock_seconds,
         });
         self.ask(protection.master_target, "/mark", act, QUICK).await.map(drop)
     }
@@ -175,8 +185,13 @@ impl Ctx<'_> {
             .remedy("see `continuum get points` for those that exist")
         })?;
         point.pinned = self.job.params.pinned;
-        self.mark_point(&point, Some(point.pinned)).await?;
-        let words = if point.pinned { "pinned: retention leaves it" } else { "no longer pinned" };
+        let lock_seconds = self.job.params.lock_seconds;
+        self.mark_and_lock(&point, Some(point.pinned), lock_seconds).await?;
+        let words = match (lock_seconds, point.pinned) {
+            (1.., _) => "locked: nobody can let it go until then",
+            (0, true) => "pinned: retention leaves it",
+            (0, false) => "no longer pinned",
+        };
         Ok(Done::said(words).with(vec![Write::Point(Box::new(point))]))
     }
 }

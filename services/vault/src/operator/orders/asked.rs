@@ -2,6 +2,9 @@
 
 use super::*;
 
+/// The longest lock.
+const LOCK_SECONDS_MAX: u64 = 3660 * 24 * 3600;
+
 /// What an order asks for, read and checked for sense.
 pub(super) struct Asked {
     pub(super) kind: JobKind,
@@ -135,8 +138,19 @@ pub(super) fn asked(order: &Order) -> Result<Asked, Fault> {
                 ));
             };
             params.point = id.to_string();
+            if order.lock_seconds > LOCK_SECONDS_MAX || (order.lock_seconds > 0 && !order.pinned) {
+                return Err(usage(
+                    "point.lock",
+                    "a point is locked for at most ten years, and is pinned with it",
+                    "name a shorter time; a lock that was set cannot be taken back",
+                ));
+            }
             params.pinned = order.pinned;
-            format!("{} {id}", if order.pinned { "pin" } else { "unpin" })
+            params.lock_seconds = order.lock_seconds;
+            match order.lock_seconds {
+                0 => format!("{} {id}", if order.pinned { "pin" } else { "unpin" }),
+                seconds => format!("lock {id} for {seconds} s"),
+            }
         }
         Order::Commit(_) => "make the failover final".to_owned(),
         Order::Pause(_) => "pause replication".to_owned(),
