@@ -252,7 +252,7 @@ mod tests {
             "churn:                1.0 MiB/s\n",
             "symptoms:\n  CODE      TEXT  REMEDY  SEVERITY\n  rpo.high  a␊b   wait    warning\n",
             "disks:\n  NAME  SIZE      ENDPOINT\n  root  64.0 MiB  -\n",
-            "  point:\n    id:      -\n    time:    2023-11-14T22:13:20.000000Z\n",
+            "  point:\n    id:            -\n    time:          2023-11-14T22:13:20.000000Z\n",
             "dirty:                -\n",
         ] {
             assert!(text.contains(part), "{part:?} is not in\n{text}");

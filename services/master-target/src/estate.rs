@@ -232,7 +232,9 @@ impl Estate {
             )
             .affects("this removal")
             .spares("the replica, of which nothing was touched")
-            .remedy("wait until the locks have ended, and order the removal again"));
+            .remedy(
+                "wait until the locks have ended and order the removal again, or end the protection and keep the replica (unprotect --keep-replica)",
+            ));
         }
         inner.replicas.remove(&machine);
         match std::fs::remove_dir_all(&dir) {
