@@ -292,7 +292,7 @@ impl App {
             Effect::Order(tag, mut request) => {
                 request.key = uuid::Uuid::now_v7().to_string();
                 self.call(tag, Answer::Order, |link, open| async move {
-                    link::order_until_answered(link, &open, request).await
+                    link::order_until_answered(link, &open, *request).await
                 });
             }
         }

@@ -252,6 +252,24 @@ fn retention_step(step: &pb::RetentionStep) -> Doc {
     Doc::Map(vec![("every_seconds", step.every_seconds.into()), ("for_seconds", step.for_seconds.into())])
 }
 
+fn bandwidth_limit(limit: &pb::BandwidthLimit) -> Doc {
+    let within = limit.hours.clone().unwrap_or_default();
+    Doc::Map(vec![
+        ("days", Doc::List(within.days.iter().map(|day| Doc::text(day)).collect())),
+        ("from", Doc::text(&within.from)),
+        ("to", Doc::text(&within.to)),
+        ("bytes_per_sec", limit.bytes_per_sec.into()),
+    ])
+}
+
+fn hours(hours: &pb::Hours) -> Doc {
+    Doc::Map(vec![
+        ("days", Doc::List(hours.days.iter().map(|day| Doc::text(day)).collect())),
+        ("from", Doc::text(&hours.from)),
+        ("to", Doc::text(&hours.to)),
+    ])
+}
+
 /// A policy.
 pub fn policy(p: &pb::Policy) -> Doc {
     Doc::Map(vec![
@@ -264,6 +282,10 @@ pub fn policy(p: &pb::Policy) -> Doc {
         ("rpo_threshold_seconds", p.rpo_threshold_seconds.into()),
         ("staging_bytes_max", p.staging_bytes_max.into()),
         ("compression", p.compression.into()),
+        ("encryption", p.encryption.into()),
+        ("replication_interval_seconds", p.replication_interval_seconds.into()),
+        ("bandwidth", Doc::List(p.bandwidth.iter().map(bandwidth_limit).collect())),
+        ("resync_window", p.resync_window.as_ref().map_or(Doc::Null, hours)),
         ("machines", p.machines.into()),
         ("id", Doc::text(&p.id)),
     ])

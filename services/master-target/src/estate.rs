@@ -14,7 +14,7 @@
 use crate::{fault, seed};
 use continuum_model::fault::{Fault, FaultClass};
 use continuum_model::id::{DiskId, MachineId};
-use continuum_model::policy::{Policy, RetentionStep};
+use continuum_model::policy::Policy;
 use continuum_model::units::{Bytes, DiskIndex, Epoch, Sequence};
 use continuum_model::world::{Clock, SystemClock};
 use continuum_proto::v1 as pb;
@@ -336,24 +336,6 @@ impl Replica {
     }
 }
 
-/// The policy of the wire, validated.
-pub fn policy_from(policy: &pb::Policy) -> Policy {
-    Policy {
-        retention_seconds: policy.retention_seconds,
-        steps: policy
-            .steps
-            .iter()
-            .map(|step| RetentionStep { every_seconds: step.every_seconds, for_seconds: step.for_seconds })
-            .collect(),
-        history_bytes_max: policy.history_bytes_max.map(Bytes),
-        crash_point_seconds: policy.crash_point_seconds,
-        app_point_seconds: policy.app_point_seconds,
-        rpo_threshold_seconds: policy.rpo_threshold_seconds,
-        staging_bytes_max: Bytes(policy.staging_bytes_max),
-        compression: policy.compression,
-    }
-}
-
 fn assigned_from(replica: &pb::Replica) -> Result<Assigned, Fault> {
     let wrong =
         |what: &str| fault("assignment.invalid", format!("the vault's assignment has an invalid {what}"));
@@ -369,12 +351,14 @@ fn assigned_from(replica: &pb::Replica) -> Result<Assigned, Fault> {
             })
         })
         .collect::<Result<Vec<_>, Fault>>()?;
+    let policy = replica.policy.as_ref().map(continuum_wire::policy::from_message).transpose();
+    let policy = policy.map_err(|why| wrong(&format!("policy ({why})")))?;
     Ok(Assigned {
         machine: replica.machine_id.parse().map_err(|_| wrong("machine id"))?,
         name: replica.machine_name.clone(),
         epoch: Epoch(replica.epoch),
         disks,
-        policy: replica.policy.as_ref().map(policy_from).unwrap_or_default(),
+        policy: policy.unwrap_or_default(),
         process_server: replica.process_server_id.clone(),
     })
 }

@@ -6,7 +6,7 @@
 //! - [`id`]: typed identifiers; [`units`]: sizes and offsets; [`time`]: moments in microseconds
 //! - [`feed`]: records, frames, their bytes and checksums
 //! - [`protection`]: the state machine of a protection; [`point`]: recovery points and how one is asked for
-//! - [`policy`]: what an operator may configure, validated as a whole; [`recovery_plan`]: who is brought up when
+//! - [`policy`]: what an operator may configure, validated as a whole; [`hours`] of the week; [`recovery_plan`]: who is brought up when
 //! - [`job`]: states of jobs and steps; [`retry`]: when a failed exchange is tried again
 //! - [`digest`]: what two copies of a disk are compared by; [`bits`]: sets of regions
 //! - [`fault`]: the shape every error takes before a person sees it; [`untrusted`]: text from outside
@@ -17,6 +17,7 @@ pub mod digest;
 pub mod fault;
 pub mod feed;
 pub mod health;
+pub mod hours;
 pub mod id;
 pub mod job;
 pub mod point;

@@ -1,5 +1,6 @@
 //! Protection policies, validated as a whole; and which old points are kept.
 
+use crate::hours::{Hours, TimeOfDay, Weekday};
 use crate::time::Timestamp;
 use crate::units::Bytes;
 use serde::{Deserialize, Serialize};
@@ -24,6 +25,38 @@ pub struct Policy {
     pub staging_bytes_max: Bytes,
     /// Whether payloads are compressed on the way.
     pub compression: bool,
+    /// Whether what is kept of the machine at the recovery site is sealed: readable with the vault's key only.
+    pub encryption: bool,
+    /// Seconds between the cycles of a source that is looked at now and then; 0: every write as it happens, where the
+    /// source can tell.
+    pub replication_interval_seconds: u64,
+    /// How fast change data may leave for the recovery site, by weekday and hour: of those that lie around the moment
+    /// the first counts; none: as fast as the link.
+    pub bandwidth: Vec<BandwidthLimit>,
+    /// When a resync may run; `None`: at once.
+    pub resync_window: Option<Hours>,
+}
+
+/// How fast change data may leave during some hours of the week.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BandwidthLimit {
+    /// On which days it begins; none named: on all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub days: Vec<Weekday>,
+    /// From this time of day of the process server.
+    pub from: TimeOfDay,
+    /// Up to this one, of the next day where it is not later.
+    pub to: TimeOfDay,
+    /// Bytes a second, over any longer time.
+    pub bytes_per_sec: u64,
+}
+
+impl BandwidthLimit {
+    /// When it holds.
+    pub fn hours(&self) -> Hours {
+        Hours { days: self.days.clone(), from: self.from, to: self.to }
+    }
 }
 
 /// What is kept of history that is older than the step before, or than the retention.
@@ -39,6 +72,9 @@ pub struct RetentionStep {
 /// A stretch of old history of which one state is kept: the length of such stretches in seconds, and which it is.
 pub type Bucket = (u64, i64);
 
+/// The slowest that a schedule may ask for, in bytes a second.
+const BANDWIDTH_MIN: u64 = 16 << 10;
+
 impl Default for Policy {
     fn default() -> Self {
         Self {
@@ -50,6 +86,10 @@ impl Default for Policy {
             rpo_threshold_seconds: 900,
             staging_bytes_max: Bytes::gib(1),
             compression: true,
+            encryption: false,
+            replication_interval_seconds: 0,
+            bandwidth: Vec::new(),
+            resync_window: None,
         }
     }
 }
@@ -124,7 +164,34 @@ impl Policy {
             format!("{} cannot hold a batch of the longest writes", self.staging_bytes_max),
             "choose at least 64 MiB",
         );
+        let interval = self.replication_interval_seconds;
+        check(
+            "replication_interval_seconds",
+            interval != 0 && !(5..=DAY).contains(&interval),
+            format!("{interval} s is out of range"),
+            "choose 5 s to a day, such as 30, 300 or 900, or 0 for every write as it happens",
+        );
+        for limit in &self.bandwidth {
+            check(
+                "bandwidth",
+                limit.bytes_per_sec < BANDWIDTH_MIN,
+                format!(
+                    "{} B/s ({}) is too slow for anything to arrive in time",
+                    limit.bytes_per_sec,
+                    limit.hours()
+                ),
+                "choose at least 16,384 bytes a second",
+            );
+        }
         problems
+    }
+
+    /// How fast change data may leave at a minute of a day; `None`: as fast as the link.
+    pub fn bandwidth_at(&self, day: Weekday, minute: u32) -> Option<u64> {
+        self.bandwidth
+            .iter()
+            .find(|limit| limit.hours().contains(day, minute))
+            .map(|limit| limit.bytes_per_sec)
     }
 
     /// How far back history is promised, in seconds.

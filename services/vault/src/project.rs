@@ -13,10 +13,9 @@ use continuum_model::fault::Fault;
 use continuum_model::health::{Health, Symptom};
 use continuum_model::id::{MachineId, PolicyId};
 use continuum_model::point::PointKind;
-use continuum_model::policy::{Policy, RetentionStep};
+use continuum_model::policy::Policy;
 use continuum_model::protection::{FailoverKind, ProtectionState, TestState};
 use continuum_model::time::Timestamp;
-use continuum_model::units::Bytes;
 use continuum_model::untrusted::shown;
 use continuum_proto::v1 as pb;
 
@@ -107,43 +106,7 @@ pub(crate) fn policy(row: &PolicyRow, estate: &Estate) -> pb::Policy {
 }
 
 pub(crate) fn policy_message(id: PolicyId, name: &str, policy: &Policy) -> pb::Policy {
-    pb::Policy {
-        id: id.to_string(),
-        name: name.to_owned(),
-        retention_seconds: policy.retention_seconds,
-        steps: policy
-            .steps
-            .iter()
-            .map(|step| pb::RetentionStep {
-                every_seconds: step.every_seconds,
-                for_seconds: step.for_seconds,
-            })
-            .collect(),
-        history_bytes_max: policy.history_bytes_max.map(|bytes| bytes.0),
-        crash_point_seconds: policy.crash_point_seconds,
-        app_point_seconds: policy.app_point_seconds,
-        rpo_threshold_seconds: policy.rpo_threshold_seconds,
-        staging_bytes_max: policy.staging_bytes_max.0,
-        compression: policy.compression,
-        machines: 0,
-    }
-}
-
-pub(crate) fn policy_from(message: &pb::Policy) -> Policy {
-    Policy {
-        retention_seconds: message.retention_seconds,
-        steps: message
-            .steps
-            .iter()
-            .map(|step| RetentionStep { every_seconds: step.every_seconds, for_seconds: step.for_seconds })
-            .collect(),
-        history_bytes_max: message.history_bytes_max.map(Bytes),
-        crash_point_seconds: message.crash_point_seconds,
-        app_point_seconds: message.app_point_seconds,
-        rpo_threshold_seconds: message.rpo_threshold_seconds,
-        staging_bytes_max: Bytes(message.staging_bytes_max),
-        compression: message.compression,
-    }
+    pb::Policy { id: id.to_string(), name: name.to_owned(), ..continuum_wire::policy::to_message(policy) }
 }
 
 pub(crate) fn server(entry: &ServerEntry, estate: &Estate) -> pb::Server {

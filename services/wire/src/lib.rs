@@ -5,7 +5,7 @@
 //!   is denied although its certificate is good
 //! - [`grpc`]: listeners that know their peer, channels that notice a dead link, faults that arrive whole
 //! - [`channel`]: the replication channel, in framing of its own
-//! - [`session`]: a server's session with its vault
+//! - [`session`]: a server's session with its vault; [`policy`]: a policy in messages
 
 pub mod ca;
 pub mod channel;
@@ -15,6 +15,7 @@ pub mod grpc;
 pub mod handshake;
 pub mod identity;
 pub mod peers;
+pub mod policy;
 pub mod session;
 pub mod tls;
 pub mod token;

@@ -447,7 +447,7 @@ fn order(state: &mut State, dialog: &Dialog) -> Vec<Effect> {
             tag,
             Pending { action: dialog.action, about: format!("{label}: {}", subject.name), show },
         );
-        effects.push(Effect::Order(tag, request));
+        effects.push(Effect::Order(tag, Box::new(request)));
     }
     if !single && let Some(kind) = state.place.table() {
         state.table_mut(kind).marks.clear();

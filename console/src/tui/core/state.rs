@@ -89,7 +89,7 @@ pub enum Effect {
     /// Ask what an order would do.
     Readiness(u64, pb::ReadinessRequest),
     /// Give an order. The only road from here to a change of anything.
-    Order(u64, pb::OrderRequest),
+    Order(u64, Box<pb::OrderRequest>),
     /// Put a text on the operator's clipboard.
     Copy(String),
     /// Write a file into the working directory: stem, ending, content.

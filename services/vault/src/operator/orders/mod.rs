@@ -22,7 +22,6 @@ use crate::core::Core;
 use crate::estate::agent_of;
 use crate::jobs::plan::{self, JobKind, Write, quoted};
 use crate::jobs::{engine, writes};
-use crate::project;
 use crate::store::inventory::{MachineRow, PolicyRow, Protection};
 use crate::store::jobs::{Facts, JobRow, Params, StepRow};
 use crate::store::{StoreError, Tx, hex};

@@ -109,7 +109,9 @@ pub(super) async fn at_once_effects(
 }
 
 pub(super) async fn set_policy(core: &Arc<Core>, tx: &mut Tx, message: &pb::Policy) -> Result<(), Fault> {
-    let policy = project::policy_from(message);
+    let policy = continuum_wire::policy::from_message(message).map_err(|why| {
+        usage("policy.invalid", &format!("the policy is not valid: {why}"), "mend the field named")
+    })?;
     let problems = policy.problems();
     if !problems.is_empty() {
         let all: Vec<String> = problems.iter().map(ToString::to_string).collect();
