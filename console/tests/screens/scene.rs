@@ -127,7 +127,7 @@ impl Console {
     pub fn orders(&self) -> Vec<&pb::OrderRequest> {
         fn order(effect: &Effect) -> Option<&pb::OrderRequest> {
             match effect {
-                Effect::Order(_, request) => Some(*request),
+                Effect::Order(_, request) => Some(&**request),
                 _ => None,
             }
         }
