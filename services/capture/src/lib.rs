@@ -5,6 +5,7 @@
 //! - [`ranges`]: range locks: overlapping I/O in one order, the rest beside one another
 //! - [`bits`], [`map`]: the change map and its file; [`activity`]: what makes it survive a power cut; [`kept`]: such files
 //! - [`feed`]: the state machine of a feed: records, frames, acknowledgements, modes. No threads
+//! - [`hrl`]: replication logs in the published format; [`exchange`]: from and to a feed's frames, and onto an image
 //! - [`staging`], [`progress`]: what survives of a feed when its process dies
 //! - [`source`]: one machine with all its disks, as the agent drives it
 //! - [`splitter`]: a guest's requests; [`background`]: the threads beside it; [`scan`]: digests while it runs
@@ -19,7 +20,9 @@ pub use continuum_model::bits;
 pub mod block_server;
 pub mod compare;
 pub mod disk;
+pub mod exchange;
 pub mod feed;
+pub mod hrl;
 pub mod kept;
 pub mod map;
 pub mod nbd;
