@@ -3,7 +3,7 @@
 //! - [`args`]: the command line and its help
 //! - [`get`], [`describe`]: what there is
 //! - [`order`], [`consent`], [`follow`], [`progress`]: what is to be done, agreed to, and watched
-//! - [`inspect`], [`export`], [`rescue`], [`archive`]: stores by hand, where no vault is alive
+//! - [`inspect`], [`export`], [`rescue`], [`archive`], [`hrl`]: stores and logs by hand, where no vault is alive
 //! - [`doctor`], [`session`], [`manual`]: this machine, its profiles, its documentation
 //! - [`contract`], [`output`]: the shape of answers
 //! - [`fault`]: the shape of errors
@@ -21,6 +21,7 @@ pub mod export;
 pub mod fault;
 pub mod follow;
 pub mod get;
+pub mod hrl;
 pub mod inspect;
 pub mod lab;
 pub mod manual;
@@ -130,6 +131,7 @@ fn run(setting: &Setting, verb: Option<Verb>) -> Result<(), Fault> {
         Some(Verb::Inspect(wanted)) => inspect::run(setting, &wanted),
         Some(Verb::Export(wanted)) => export::run(setting, &wanted),
         Some(Verb::Archive(wanted)) => archive::run(setting, &wanted),
+        Some(Verb::Hrl(wanted)) => hrl::run(setting, &wanted),
         Some(Verb::Rescue(wanted)) => rescue::run(setting, &wanted),
         Some(Verb::Profiles(profiles)) => session::profiles(setting, &profiles),
         Some(Verb::Logout(logout)) => session::logout(setting, &logout),
@@ -253,6 +255,7 @@ async fn ask(setting: &Setting, verb: Verb) -> Result<(), Fault> {
         | Verb::Export(_)
         | Verb::Rescue(_)
         | Verb::Archive(_)
+        | Verb::Hrl(_)
         | Verb::Profiles(_)
         | Verb::Logout(_)
         | Verb::Lab(_)

@@ -618,7 +618,8 @@ mod tests {
     #[test]
     fn ranges_are_new_once() {
         let mut covered = Covered::default();
-        let rows: [(u64, u64, &[(u64, u64)]); 9] = [
+        type Row = (u64, u64, &'static [(u64, u64)]);
+        let rows: [Row; 9] = [
             (10, 20, &[(10, 20)]),
             (30, 40, &[(30, 40)]),
             (10, 20, &[]),

@@ -7,6 +7,7 @@ mod guests;
 mod headless;
 mod hostile;
 mod moments;
+mod network;
 mod partition;
 mod planned;
 mod plans;
