@@ -56,7 +56,7 @@ fn anything(_: &Value) -> bool {
 }
 
 /// The faults, each with its link.
-const ROWS: [Row; 9] = [
+static ROWS: [Row; 9] = [
     Row {
         name: "partition",
         fault: Fault::Rules("counter drop", "counter drop"),
