@@ -20,7 +20,7 @@ use rand_chacha::ChaCha8Rng;
 use std::io;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -322,8 +322,8 @@ fn a_cycle_brings_over_what_changed_and_is_legal_at_its_end_only() {
 
 #[test]
 fn whatever_happens_what_is_legal_was_frozen_and_in_the_end_all_is_there() {
-    let happened = AtomicU32::new(0);
-    for seed in 0..12u64 {
+    let (mut happened, mut kills) = (std::collections::BTreeMap::<Bad, u32>::new(), 0);
+    for seed in 0..4u64 {
         let root = scratch();
         let machine = Arc::new(Mutex::new(Machine::new(seed)));
         machine.lock().unwrap().write_somewhere(40);
@@ -359,7 +359,7 @@ fn whatever_happens_what_is_legal_was_frozen_and_in_the_end_all_is_there() {
                 assert!(copied.success());
                 drop((machine, held));
                 at = next;
-                happened.fetch_add(1, Ordering::Relaxed);
+                kills += 1;
             }
             held = target.disconnect();
             source.close().unwrap();
@@ -379,11 +379,10 @@ fn whatever_happens_what_is_legal_was_frozen_and_in_the_end_all_is_there() {
         assert!(held.images == machine.disks, "seed {seed}");
         assert!(all_legal_positions_were(held.records.as_ref().unwrap(), &machine) > 0, "seed {seed}");
         for (bad, times) in &machine.happened {
-            println!("seed {seed}: {bad:?} {times} times");
-            happened.fetch_add(*times, Ordering::Relaxed);
+            *happened.entry(*bad).or_default() += times;
         }
     }
-    assert!(happened.load(Ordering::Relaxed) > 100, "hardly anything bad happened");
+    assert!(happened.len() == 5 && happened.values().all(|times| *times > 0) && kills > 3, "{happened:?} {kills}");
 }
 
 #[test]

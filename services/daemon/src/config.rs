@@ -170,8 +170,9 @@ impl Agent {
     fn front_end_problems(&self, problems: &mut Vec<String>) {
         let name = shown(&self.name);
         let relative = |field: &str, path: &Path| {
-            (!path.is_absolute())
-                .then(|| format!("agent.{field}: {} is a relative path; write it from the root", path.display()))
+            (!path.is_absolute()).then(|| {
+                format!("agent.{field}: {} is a relative path; write it from the root", path.display())
+            })
         };
         let Some(qemu) = &self.qemu else {
             match &self.socket {
@@ -187,7 +188,9 @@ impl Agent {
             }
             for disk in &self.disks {
                 match &disk.path {
-                    None => problems.push(format!("agent {name}: its disk {} has no path", shown(&disk.name))),
+                    None => {
+                        problems.push(format!("agent {name}: its disk {} has no path", shown(&disk.name)))
+                    }
                     Some(path) => {
                         problems.extend(relative("disks.path", path));
                         if disk.create_bytes.is_none() && path.is_absolute() && !path.exists() {
@@ -199,13 +202,16 @@ impl Agent {
                     }
                 }
                 if disk.node.is_some() {
-                    problems.push(format!("agent {name}: `node` is for disks that are followed by [agent.qemu]"));
+                    problems
+                        .push(format!("agent {name}: `node` is for disks that are followed by [agent.qemu]"));
                 }
             }
             return;
         };
         if self.socket.is_some() {
-            problems.push(format!("agent {name}: it has both `socket` and [agent.qemu]; its disks are served or followed"));
+            problems.push(format!(
+                "agent {name}: it has both `socket` and [agent.qemu]; its disks are served or followed"
+            ));
         }
         let paths = [
             ("qemu.monitor", Some(&qemu.monitor)),
@@ -222,8 +228,8 @@ impl Agent {
         if scratch.as_os_str().len() > 85 {
             problems.push("agent.qemu.scratch: longer than 85 bytes; a socket is made in it".into());
         }
-        if !(1..=3600).contains(&qemu.stop_seconds) {
-            problems.push(format!("agent.qemu.stop_seconds: {} is not within 1 and 3600", qemu.stop_seconds));
+        if !(1..=540).contains(&qemu.stop_seconds) {
+            problems.push(format!("agent.qemu.stop_seconds: {} is not within 1 and 540", qemu.stop_seconds));
         }
         if self.disks.iter().any(|disk| disk.path.is_some() || disk.create_bytes.is_some()) {
             problems.push(format!(
@@ -382,7 +388,8 @@ fn problems(config: &Config) -> Vec<String> {
                 || (monitor(other).is_some() && monitor(other) == monitor(agent))
         }) {
             let name = shown(&agent.name);
-            problems.push(format!("agent {name}: another agent has its dir, identity, socket or monitor, too"));
+            problems
+                .push(format!("agent {name}: another agent has its dir, identity, socket or monitor, too"));
         }
         identities.push(("agent.identity", &agent.identity));
     }
@@ -509,6 +516,28 @@ mod tests {
             "master_target.identity",
         ] {
             assert!(text.contains(field), "{field} is missing from: {text}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_machine_that_is_followed_is_told() {
+        let text = refused(
+            "[[agent]]\nname=\"w\"\nsite=\"a\"\ndir=\"/d\"\nsocket=\"/s\"\nidentity=\"/nowhere\"\nvault=\"v:443\"\n\
+             [agent.qemu]\nmonitor=\"m.qmp\"\nstop_seconds=0\n\
+             [[agent.disks]]\nname=\"disk0\"\npath=\"/x\"\n\
+             [[agent]]\nname=\"x\"\nsite=\"a\"\ndir=\"/e\"\nidentity=\"/nowhere2\"\nvault=\"v:443\"\n\
+             [[agent.disks]]\nname=\"disk0\"\nnode=\"root\"\n",
+        );
+        for problem in [
+            "its disks are served or followed",
+            "agent.qemu.monitor: m.qmp is a relative path",
+            "stop_seconds: 0",
+            "have a `node`, and no `path`",
+            "agent x: it has no `socket`",
+            "its disk disk0 has no path",
+            "`node` is for disks that are followed",
+        ] {
+            assert!(text.contains(problem), "{problem} is missing from: {text}");
         }
     }
 

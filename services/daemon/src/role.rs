@@ -3,11 +3,11 @@
 //! The file is JSON, written by the lab's supervisor (or made from `continuumd.toml`). A role publishes where
 //! it listens in the file it was told to, replaced atomically. It ends in good order on SIGTERM and SIGINT.
 
+use continuum_fabric::kvm::{KvmMachine, KvmTracker};
 use continuum_fabric::lab::guest;
 pub use continuum_fabric::lab::guest::GuestConfig;
 use continuum_fabric::lab::qemu;
 use continuum_master_target::{MasterTargetConfig, Schedule};
-use continuum_fabric::kvm::{KvmMachine, KvmTracker};
 use continuum_mobility_agent::{AgentConfig, AgentDisk, FrontEnd};
 use continuum_model::fault::{Fault, FaultClass};
 use continuum_model::id::DiskId;

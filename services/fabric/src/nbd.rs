@@ -227,16 +227,20 @@ impl Client {
                 (1, _) => {
                     for context in contexts {
                         let found = offered.iter().find(|(_, name)| name == context.as_bytes());
-                        let (id, _) = found.ok_or_else(|| refused(format!("the server does not tell {context}")))?;
+                        let (id, _) =
+                            found.ok_or_else(|| refused(format!("the server does not tell {context}")))?;
                         self.contexts.push(*id);
                     }
                     return Ok(());
                 }
                 (4, body) if body.len() > 4 => {
-                    offered.push((u32::from_be_bytes([body[0], body[1], body[2], body[3]]), body[4..].to_vec()));
+                    offered
+                        .push((u32::from_be_bytes([body[0], body[1], body[2], body[3]]), body[4..].to_vec()));
                 }
                 (kind, _) if kind & 0x8000_0000 != 0 => {
-                    return Err(refused(format!("the server tells nothing of its content (NBD error {kind:#x})")));
+                    return Err(refused(format!(
+                        "the server tells nothing of its content (NBD error {kind:#x})"
+                    )));
                 }
                 _ => return Err(violation("an unknown answer")),
             }
@@ -248,7 +252,8 @@ impl Client {
     /// may, only for the beginning of it; never nothing.
     pub fn status(&mut self, context: usize, offset: u64, length: u32) -> io::Result<Vec<Status>> {
         let id = self.contexts.get(context).copied();
-        let id = id.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "no such context was asked for"))?;
+        let id =
+            id.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "no such context was asked for"))?;
         self.request(0, 7, offset, length, &[])?;
         let mut found = Vec::new();
         self.chunks(|kind, body| {
@@ -283,7 +288,8 @@ impl Client {
             if head[8..16] != self.cookie.to_be_bytes() {
                 return Err(violation("a chunk of another reply"));
             }
-            let (flags, kind) = (u16::from_be_bytes([head[4], head[5]]), u16::from_be_bytes([head[6], head[7]]));
+            let (flags, kind) =
+                (u16::from_be_bytes([head[4], head[5]]), u16::from_be_bytes([head[6], head[7]]));
             let length = u32::from_be_bytes([head[16], head[17], head[18], head[19]]);
             if length > CHUNK_MAX {
                 return Err(violation("a chunk that is too long"));
@@ -335,7 +341,11 @@ impl Client {
             let place = at.checked_sub(offset).and_then(|at| usize::try_from(at).ok());
             let place = place.and_then(|at| out.get_mut(at..at.checked_add(length)?));
             let place = place.ok_or_else(|| violation("data that were not asked for"))?;
-            if kind == 1 { place.copy_from_slice(rest) } else { place.fill(0) }
+            if kind == 1 {
+                place.copy_from_slice(rest)
+            } else {
+                place.fill(0)
+            }
             missing = missing.saturating_sub(length);
             Ok(())
         })?;

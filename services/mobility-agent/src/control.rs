@@ -113,7 +113,8 @@ pub async fn run(
             let source = tokio::task::spawn_blocking(move || {
                 Source::open_interval(source, Timing::default(), clock, &mut SystemEntropy)
             });
-            let source = source.await.map_err(|error| start("the source cannot be opened", error.to_string()))?;
+            let source =
+                source.await.map_err(|error| start("the source cannot be opened", error.to_string()))?;
             tracing::info!(disks = config.disks.len(), "changes of the disks are followed");
             (opened(source)?, None)
         }
@@ -341,10 +342,16 @@ impl Handler for Agent {
         let released = self.source.halted_under().is_some_and(|under| Epoch(assignment.epoch) > under);
         if released && assignment.replicate && !assignment.fenced {
             let source = self.source.clone();
-            match tokio::task::spawn_blocking(move || source.release()).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::error!("the disks still take no writes: {error}"),
-                Err(error) => tracing::error!("the disks still take no writes: {error}"),
+            let release = move || {
+                if let Err(error) = source.release() {
+                    tracing::error!("the machine still does not write: {error}");
+                }
+            };
+            if self.source.is_interval() {
+                // It may take as long as a cycle; what should be is heard meanwhile. Told again with each assignment.
+                drop(tokio::task::spawn_blocking(release));
+            } else {
+                release();
             }
         }
         let course = if assignment.fenced {

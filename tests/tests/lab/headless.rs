@@ -135,7 +135,11 @@ pub(super) fn ports<const N: usize>() -> [u16; N] {
 }
 
 /// A file with every role; its disk is of 32 MiB.
-pub(super) fn configuration(root: &Path, [vault, enrolment, process, target]: [u16; 4], archive: &str) -> String {
+pub(super) fn configuration(
+    root: &Path,
+    [vault, enrolment, process, target]: [u16; 4],
+    archive: &str,
+) -> String {
     let root = root.display();
     format!(
         r#"

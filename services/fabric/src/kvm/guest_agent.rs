@@ -59,7 +59,10 @@ impl Session {
         let mut text = before.to_vec();
         text.extend_from_slice(command.to_string().as_bytes());
         text.push(b'\n');
-        self.stream.get_mut().write_all(&text).map_err(|error| format!("the guest agent does not listen: {error}"))
+        self.stream
+            .get_mut()
+            .write_all(&text)
+            .map_err(|error| format!("the guest agent does not listen: {error}"))
     }
 
     fn bound(&self, deadline: Instant) -> Result<(), String> {
@@ -69,12 +72,14 @@ impl Session {
 
     fn answer(&mut self, within: Duration) -> Result<Value, String> {
         self.bound(Instant::now() + within)?;
-        let mut line = read_line(&mut self.stream)
-            .map_err(|error| format!("the guest agent did not answer within {} s: {error}", within.as_secs()))?;
+        let mut line = read_line(&mut self.stream).map_err(|error| {
+            format!("the guest agent did not answer within {} s: {error}", within.as_secs())
+        })?;
         match line.get("error") {
-            Some(error) => {
-                Err(format!("the guest agent said: {}", shown(error["desc"].as_str().unwrap_or("without a word"))))
-            }
+            Some(error) => Err(format!(
+                "the guest agent said: {}",
+                shown(error["desc"].as_str().unwrap_or("without a word"))
+            )),
             None => Ok(line["return"].take()),
         }
     }
@@ -259,7 +264,9 @@ mod tests {
     fn a_freeze_that_fails_is_told_and_thawed_all_the_same() {
         let (_dir, path, heard) = agent(|name| {
             Some(match name {
-                "guest-fsfreeze-freeze" => json!({ "error": { "class": "GenericError", "desc": "hook failed" } }),
+                "guest-fsfreeze-freeze" => {
+                    json!({ "error": { "class": "GenericError", "desc": "hook failed" } })
+                }
                 _ => json!({ "return": 0 }),
             })
         });
@@ -271,7 +278,9 @@ mod tests {
     #[test]
     fn a_guest_that_was_left_frozen_is_thawed() {
         let (_dir, path, heard) = agent(|name| {
-            Some(json!({ "return": if name == "guest-fsfreeze-status" { json!("frozen") } else { json!(1) } }))
+            Some(
+                json!({ "return": if name == "guest-fsfreeze-status" { json!("frozen") } else { json!(1) } }),
+            )
         });
         assert_eq!(thaw_left(&path), Ok(true));
         assert!(heard.lock().unwrap().contains(&"guest-fsfreeze-thaw".to_owned()));

@@ -5,6 +5,10 @@ use continuum_model::untrusted::shown;
 use serde_json::{Value, json};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// How long a socket may take to show that it is a monitor.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// A machine that was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,7 +46,7 @@ pub fn look(folder: &Path) -> std::io::Result<Vec<Found>> {
 }
 
 fn ask(monitor: &Path) -> Result<Told, String> {
-    let mut qmp = Qmp::connect(monitor).map_err(|error| error.to_string())?;
+    let mut qmp = Qmp::connect_within(monitor, PATIENCE).map_err(|error| error.to_string())?;
     let mut run = |command: &str| qmp.run(command, json!({})).map_err(|error| error.to_string());
     let text = |value: &Value| shown(value.as_str().unwrap_or_default());
     let (name, uuid, status, blocks) =

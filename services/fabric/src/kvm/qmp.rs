@@ -51,17 +51,23 @@ pub struct Qmp {
 impl Qmp {
     /// Connects and leaves the mode in which only capabilities are negotiated.
     pub fn connect(path: &Path) -> Result<Self, QmpError> {
+        Self::connect_within(path, PATIENCE)
+    }
+
+    /// The same, where the greeting must come within `patience`.
+    pub fn connect_within(path: &Path, patience: Duration) -> Result<Self, QmpError> {
         let gone = |reason: String| QmpError::Gone { path: path.to_owned(), reason };
         let stream = UnixStream::connect(path).map_err(|error| gone(error.to_string()))?;
         let bounds = stream.set_read_timeout(Some(PATIENCE)).and(stream.set_write_timeout(Some(PATIENCE)));
         bounds.map_err(|error| gone(error.to_string()))?;
         let stream = BufReader::new(stream);
         let mut qmp = Self { path: path.to_owned(), stream, events: VecDeque::new(), version: String::new() };
-        let greeting = qmp.line(Instant::now() + PATIENCE).map_err(|error| match error {
+        let greeting = qmp.line(Instant::now() + patience).map_err(|error| match error {
             QmpError::Gone { path, .. } => QmpError::Gone {
                 path,
-                reason: "no greeting came; another program may hold this monitor: give Continuum one of its own"
-                    .into(),
+                reason:
+                    "no greeting came; another program may hold this monitor: give Continuum one of its own"
+                        .into(),
             },
             refused @ QmpError::Refused { .. } => refused,
         })?;
@@ -192,7 +198,9 @@ mod tests {
         assert_eq!(qmp.run("query-status", json!({})).unwrap()["status"], "running");
         let resumed = qmp.wait_for(Duration::from_secs(5), |event| event["event"] == "RESUME").unwrap();
         assert!(resumed.is_some());
-        assert!(qmp.wait_for(Duration::from_millis(1), |event| event["event"] == "RESUME").unwrap().is_none());
+        assert!(
+            qmp.wait_for(Duration::from_millis(1), |event| event["event"] == "RESUME").unwrap().is_none()
+        );
         let refused = qmp.run("nonsense", json!({})).unwrap_err().to_string();
         assert!(refused.contains("refused nonsense") && !refused.contains('\u{1b}'), "{refused}");
         drop(qmp);

@@ -176,7 +176,9 @@ impl KvmTracker {
             qmp.run("block-export-del", json!({ "id": id, "mode": "hard" }))?;
         }
         for id in &ours {
-            qmp.wait_for(JOB, |event| event["event"] == "BLOCK_EXPORT_DELETED" && event["data"]["id"] == **id)?;
+            qmp.wait_for(JOB, |event| {
+                event["event"] == "BLOCK_EXPORT_DELETED" && event["data"]["id"] == **id
+            })?;
         }
         if all == ours.len() {
             // Refused where it does not run.
@@ -215,10 +217,8 @@ impl KvmTracker {
         for node in nodes {
             for bitmap in &node.bitmaps {
                 if self.tracking.over.contains(&bitmap.name)
-                    && let Err(error) = qmp.run(
-                        "block-dirty-bitmap-remove",
-                        json!({ "node": node.name, "name": bitmap.name }),
-                    )
+                    && let Err(error) = qmp
+                        .run("block-dirty-bitmap-remove", json!({ "node": node.name, "name": bitmap.name }))
                 {
                     tracing::warn!(%error, bitmap = bitmap.name, "a bitmap that is over stays");
                 }
@@ -239,7 +239,8 @@ impl KvmTracker {
         let over = qmp.wait_for(JOB, concluded).map_err(said)?;
         let jobs = qmp.run("query-jobs", json!({})).map_err(said)?;
         let mut jobs = jobs.as_array().map(Vec::as_slice).unwrap_or_default().iter();
-        let error = jobs.find(|job| job["id"] == *id).and_then(|job| job["error"].as_str().map(str::to_owned));
+        let error =
+            jobs.find(|job| job["id"] == *id).and_then(|job| job["error"].as_str().map(str::to_owned));
         qmp.run("job-dismiss", json!({ "id": id })).map_err(said)?;
         match (over, error) {
             (Some(_), None) => Ok(()),
@@ -362,7 +363,8 @@ impl KvmTracker {
             tracing::warn!("the guest was left frozen by an earlier process, and was thawed");
         }
         let left = self.clear(qmp);
-        let left = left.map_err(|error| format!("what an earlier cycle left cannot be cleared away: {error}"))?;
+        let left =
+            left.map_err(|error| format!("what an earlier cycle left cannot be cleared away: {error}"))?;
         if left && Self::status(qmp).is_ok_and(|status| status == "io-error") {
             // It may wait for scratch space that a killed process's cycle used up.
             let _ = qmp.run("cont", json!({}));

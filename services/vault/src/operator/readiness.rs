@@ -144,9 +144,12 @@ pub(crate) async fn report(
             let mode = entry.live.agent.as_ref().and_then(|(report, _)| Mode::named(&report.mode));
             checks.push(match mode {
                 Some(Mode::Data) => check("mode", "ok", "replication is continuous", ""),
-                Some(Mode::Interval) => {
-                    check("mode", "ok", "replication goes from cycle to cycle; a last one follows the stop", "")
-                }
+                Some(Mode::Interval) => check(
+                    "mode",
+                    "ok",
+                    "replication goes from cycle to cycle; a last one follows the stop",
+                    "",
+                ),
                 Some(Mode::Bitmap | Mode::CatchingUp) | None => check(
                     "mode",
                     "failed",
