@@ -382,7 +382,10 @@ fn whatever_happens_what_is_legal_was_frozen_and_in_the_end_all_is_there() {
             *happened.entry(*bad).or_default() += times;
         }
     }
-    assert!(happened.len() == 5 && happened.values().all(|times| *times > 0) && kills > 3, "{happened:?} {kills}");
+    assert!(
+        happened.len() == 5 && happened.values().all(|times| *times > 0) && kills > 3,
+        "{happened:?} {kills}"
+    );
 }
 
 #[test]

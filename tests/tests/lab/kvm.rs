@@ -90,8 +90,8 @@ fn guest(dir: &Path) {
     std::fs::copy("/usr/sbin/qemu-ga", root.join("bin/qemu-ga"))
         .expect("the guest agent: `tests/run` installs it");
     for library in ran(Command::new("ldd").arg("/usr/sbin/qemu-ga")).split_whitespace() {
-        if library.starts_with('/') {
-            let to = root.join(&library[1..]);
+        if let Some(inside) = library.strip_prefix('/') {
+            let to = root.join(inside);
             std::fs::create_dir_all(to.parent().expect("a folder")).expect("a folder");
             std::fs::copy(library, to).expect("a library");
         }
