@@ -37,5 +37,5 @@ pub mod staging;
 pub use block_server::BlockServer;
 pub use compare::ReplicaSums;
 pub use disk::{FileDisk, SourceDisk};
-pub use feed::{AckAhead, Connected, Next, ReplicaState};
+pub use feed::{AckAhead, Connected, ModeChange, Next, ReplicaState};
 pub use source::{Source, SourceConfig, SourceError, SourceStatus};

@@ -31,6 +31,7 @@ mod operator;
 mod plans;
 mod project;
 mod store;
+mod truth;
 mod vault;
 mod world;
 

@@ -12,3 +12,4 @@ mod planned;
 mod plans;
 mod prove;
 mod resync;
+mod truth;

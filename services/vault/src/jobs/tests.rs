@@ -351,6 +351,7 @@ fn order_of(kind: JobKind) -> Order {
         JobKind::Commit => Order::Commit(pb::Commit {}),
         JobKind::Verify => Order::Verify(pb::Verify::default()),
         JobKind::Bookmark => Order::Bookmark(pb::Bookmark::default()),
+        JobKind::Resync => Order::Resync(pb::Resync { now: true }),
         JobKind::ApplyPlan => {
             let text = format!("name: {NAME}\ngroups:\n  - name: all\n    machines: [{NAME}]\n");
             Order::ApplyPlan(pb::ApplyPlan { text, dry_run: false })
