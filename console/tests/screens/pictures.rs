@@ -94,7 +94,11 @@ fn spiking() -> continuum_proto::v1::Machine {
                 ..hop("agent", 0.1, 90 << 20)
             },
             hop("agent-link", 9.0, 4 << 20),
-            pb::Hop { bytes_per_sec: Some(1 << 20), bytes_max: Some(2 << 30), ..hop("process-server", 12.0, 180 << 20) },
+            pb::Hop {
+                bytes_per_sec: Some(1 << 20),
+                bytes_max: Some(2 << 30),
+                ..hop("process-server", 12.0, 180 << 20)
+            },
             pb::Hop { note: cause.into(), ..hop("target-link", 30.0, 2 << 20) },
             hop("target", 31.0, 0),
         ],
@@ -150,7 +154,9 @@ fn a_spike_of_rpo_is_told_with_its_cause_where_it_is_looked_for() {
         let text = lines(&pulse).join("\n");
         assert!(text.contains("file-01: RPO 31 s (target-link)"), "{text}");
         is_as_stored("spike-pulse", &pulse);
-        for (name, keys) in [("spike-overview", "3/file<enter><enter>"), ("resync-overview", "3/web-01<enter><enter>")] {
+        for (name, keys) in
+            [("spike-overview", "3/file<enter><enter>"), ("resync-overview", "3/web-01<enter><enter>")]
+        {
             console.press(keys);
             console.later(SECOND / 5);
             is_as_stored(name, &draw(&console.state, "default", Depth::True, false));

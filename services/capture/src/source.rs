@@ -15,8 +15,8 @@
 use crate::background;
 use crate::compare::{AskReplica, ReplicaSums};
 use crate::disk::SourceDisk;
-use crate::feed::link::Halted;
 use crate::feed::compare::Resync;
+use crate::feed::link::Halted;
 use crate::feed::queue::Peek;
 use crate::feed::{AckAhead, Connected, Feed, ModeChange, Next, ReplicaState, Totals};
 use crate::map::ChangeMap;

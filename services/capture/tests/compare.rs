@@ -320,7 +320,13 @@ fn what_left_and_what_is_durable_is_told_with_its_moments() {
     let held = target.disconnect();
     // Nobody is there: what is written waits, and none of it was given to a link.
     device.write(0, &[0x34; REGION], false).unwrap();
-    source.barrier(continuum_model::feed::BarrierKind::Crash, "", continuum_model::id::PointId::from_bytes([1; 16])).unwrap();
+    source
+        .barrier(
+            continuum_model::feed::BarrierKind::Crash,
+            "",
+            continuum_model::id::PointId::from_bytes([1; 16]),
+        )
+        .unwrap();
     let status = source.status();
     assert!(status.unsent_bytes >= REGION_BYTES && status.sent_time < status.newest.1, "{status:?}");
     let target = Target::connect(&source, held);

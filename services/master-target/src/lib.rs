@@ -12,11 +12,11 @@
 
 pub mod bare;
 pub mod bring_up;
+mod busy;
 pub mod control;
 pub mod estate;
 pub mod receive;
 pub mod retention;
-mod busy;
 mod schedule;
 mod seed;
 

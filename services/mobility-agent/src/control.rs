@@ -193,7 +193,9 @@ impl Agent {
         let course = if assignment.machine_id.is_empty() {
             Course::Wait
         } else if assignment.fenced {
-            Course::Hold("this machine was failed over: its writes are remembered here and not replicated".into())
+            Course::Hold(
+                "this machine was failed over: its writes are remembered here and not replicated".into(),
+            )
         } else if !assignment.replicate {
             Course::Hold("this machine is not protected".into())
         } else if assignment.paused {
@@ -446,7 +448,8 @@ impl Handler for Agent {
             }
             Some(Act::CompareAll(order)) => {
                 self.resync_now.store(order.now, Ordering::Relaxed);
-                self.source.compare_all("an operator ordered a resync: all of source and replica is compared");
+                self.source
+                    .compare_all("an operator ordered a resync: all of source and replica is compared");
                 self.steer();
                 Ok(command_result::Result::Done(pb::Done { detail: "everything is compared".into() }))
             }

@@ -448,7 +448,10 @@ async fn alerts(
         for entry in estate.machines.values() {
             for symptom in &entry.live.symptoms {
                 // A pause is a person's own doing, and so is what they left to look at.
-                if matches!(symptom.code.as_str(), "replication.paused" | "replication.waiting" | "test.failed") {
+                if matches!(
+                    symptom.code.as_str(),
+                    "replication.paused" | "replication.waiting" | "test.failed"
+                ) {
                     continue;
                 }
                 let what = ("machine".to_owned(), entry.row.name.clone(), symptom.clone());

@@ -5,13 +5,13 @@
 
 use crate::estate::{Estate, JobEntry, MachineEntry, ServerEntry, machine_of};
 use crate::jobs::plan::JobKind;
+use crate::store::inventory::Protection;
 use crate::store::inventory::{DiskRow, PointRow, PolicyRow, ProbeRow, ServedDisk, SiteRow};
 use crate::store::jobs::{FrozenGroup, JobRow};
 use crate::store::news::{AlertRow, EventRow};
 use crate::store::plans::PlanRow;
-use continuum_model::fault::Fault;
-use crate::store::inventory::Protection;
 use crate::truth;
+use continuum_model::fault::Fault;
 use continuum_model::health::{Health, Mode, Symptom};
 use continuum_model::id::{MachineId, PolicyId};
 use continuum_model::point::PointKind;
@@ -144,9 +144,7 @@ pub(crate) fn server(entry: &ServerEntry, estate: &Estate) -> pb::Server {
         buffer_full_seconds: match agent_report {
             Some(machine) => {
                 let free = live.load.as_ref().map(|load| load.free_bytes);
-                staged.and_then(|report| {
-                    machine.live.truth.staging.until(truth::staging_room(report, free))
-                })
+                staged.and_then(|report| machine.live.truth.staging.until(truth::staging_room(report, free)))
             }
             None => live.spool_until(),
         },
@@ -277,9 +275,8 @@ fn phase(entry: &MachineEntry, protection: &Protection) -> &'static str {
         ProtectionState::InitialReplication { paused: true } if protection.start_at.is_some() => {
             "waiting-for-start"
         }
-        ProtectionState::InitialReplication { paused: true } | ProtectionState::Resync { paused: true, .. } => {
-            "suspended"
-        }
+        ProtectionState::InitialReplication { paused: true }
+        | ProtectionState::Resync { paused: true, .. } => "suspended",
         ProtectionState::Resync { .. } => match agent {
             "waiting-for-window" => "waiting-for-window",
             "comparing" => "comparing",
@@ -287,7 +284,9 @@ fn phase(entry: &MachineEntry, protection: &Protection) -> &'static str {
             _ => "required",
         },
         ProtectionState::InitialReplication { .. } if agent == "comparing" => "comparing",
-        ProtectionState::InitialReplication { .. } | ProtectionState::InitialReplicationFailed { .. } => "sending",
+        ProtectionState::InitialReplication { .. } | ProtectionState::InitialReplicationFailed { .. } => {
+            "sending"
+        }
         _ => "",
     }
 }

@@ -103,8 +103,8 @@ struct Open {
 impl Open {
     fn row(&self, machine: MachineId, ended: Option<Timestamp>) -> SpikeRow {
         let longest = self.named.iter().max_by(|a, b| a.1.0.total_cmp(&b.1.0));
-        let (hop, cause) = longest
-            .map_or((Hop::Source, "not known".to_owned()), |(hop, (_, cause))| (*hop, cause.clone()));
+        let (hop, cause) =
+            longest.map_or((Hop::Source, "not known".to_owned()), |(hop, (_, cause))| (*hop, cause.clone()));
         SpikeRow { machine, started: self.started, ended, worst_seconds: self.worst, hop, cause }
     }
 }
@@ -230,12 +230,18 @@ impl<'a> Seen<'a> {
         }
         let agent = self.agent?;
         if let Some(fault) = self.replica.and_then(|replica| replica.fault.as_ref()) {
-            return Some((Hop::Target, format!("{} takes nothing: {}", self.target_name, shown(&fault.message))));
+            return Some((
+                Hop::Target,
+                format!("{} takes nothing: {}", self.target_name, shown(&fault.message)),
+            ));
         }
         if let Some(fault) = &agent.channel_fault {
             let words = shown(&fault.message);
             return Some(match fault.code.split('.').next().unwrap_or_default() {
-                "target" => (Hop::TargetLink, format!("{} does not reach {}: {words}", self.relay_name, self.target_name)),
+                "target" => (
+                    Hop::TargetLink,
+                    format!("{} does not reach {}: {words}", self.relay_name, self.target_name),
+                ),
                 "replica" | "space" => (Hop::Target, format!("{} refuses: {words}", self.target_name)),
                 "spool" | "relay" => (Hop::ProcessServer, format!("{} refuses: {words}", self.relay_name)),
                 "agent" | "feed" => (Hop::Agent, words),
@@ -243,7 +249,9 @@ impl<'a> Seen<'a> {
             });
         }
         match Mode::named(&agent.mode) {
-            Some(Mode::Bitmap) if agent.mode_reason.contains("staging is exhausted") => Some(self.narrowest()),
+            Some(Mode::Bitmap) if agent.mode_reason.contains("staging is exhausted") => {
+                Some(self.narrowest())
+            }
             Some(Mode::Bitmap) if agent.mode_reason.contains("window") => {
                 Some((Hop::Operator, shown(&agent.mode_reason)))
             }
@@ -256,7 +264,11 @@ impl<'a> Seen<'a> {
     fn silence(&self) -> Option<(Hop, String)> {
         let [agent, relay, target] = self.silent;
         let for_long = |seconds: f64| {
-            if seconds.is_finite() { format!("for {seconds:.0} s") } else { "since this vault started".into() }
+            if seconds.is_finite() {
+                format!("for {seconds:.0} s")
+            } else {
+                "since this vault started".into()
+            }
         };
         if target > SILENT {
             let passes = self.relay.is_some_and(|relay| {
@@ -264,18 +276,27 @@ impl<'a> Seen<'a> {
             });
             let (name, span) = (&self.target_name, for_long(target));
             return Some(if relay <= SILENT && passes {
-                (Hop::Target, format!("{name} told the vault nothing {span}; it acknowledges what it is sent"))
+                (
+                    Hop::Target,
+                    format!("{name} told the vault nothing {span}; it acknowledges what it is sent"),
+                )
             } else {
                 (Hop::Target, format!("{name} has said nothing {span}"))
             });
         }
         if relay > SILENT && agent > SILENT {
             let span = for_long(relay.min(agent));
-            let words = format!("neither the agent nor {} was heard {span}: their site or the link to it", self.relay_name);
+            let words = format!(
+                "neither the agent nor {} was heard {span}: their site or the link to it",
+                self.relay_name
+            );
             return Some((Hop::Source, words));
         }
         if relay > SILENT {
-            return Some((Hop::ProcessServer, format!("{} has said nothing {}", self.relay_name, for_long(relay))));
+            return Some((
+                Hop::ProcessServer,
+                format!("{} has said nothing {}", self.relay_name, for_long(relay)),
+            ));
         }
         // An agent that only the vault does not hear goes on replicating.
         let feeds = self.relay.is_some_and(|relay| self.age(relay.received_time_us) < SILENT);
@@ -436,7 +457,9 @@ pub(crate) fn staging_room(agent: &pb::AgentReport, free: Option<u64>) -> u64 {
 pub(crate) fn estimate(entry: &MachineEntry, estate: &Estate) -> (Option<f64>, String) {
     let Some((agent, _)) = &entry.live.agent else { return (None, String::new()) };
     let Some(mode) = Mode::named(&agent.mode) else { return (None, String::new()) };
-    if entry.row.protection.as_ref().is_none_or(|protection| !protection.state.replicates()) || mode == Mode::Data {
+    if entry.row.protection.as_ref().is_none_or(|protection| !protection.state.replicates())
+        || mode == Mode::Data
+    {
         return (None, String::new());
     }
     if !estate.connected(agent_of(entry.row.id)) || !agent.channel_connected {
@@ -452,9 +475,11 @@ pub(crate) fn estimate(entry: &MachineEntry, estate: &Estate) -> (Option<f64>, S
             (agent.to_compare_bytes.saturating_sub(agent.compared_bytes), truth.copied.bytes_per_sec(), 0)
         }
         // What is written meanwhile travels beside it and is in the rate already.
-        _ => {
-            (agent.initial_bytes_total.saturating_sub(agent.initial_bytes_done), truth.copied.bytes_per_sec(), 0)
-        }
+        _ => (
+            agent.initial_bytes_total.saturating_sub(agent.initial_bytes_done),
+            truth.copied.bytes_per_sec(),
+            0,
+        ),
     };
     remaining(left, rate, against, churn)
 }
@@ -506,8 +531,13 @@ pub(crate) async fn keep(core: &Core, ended: Vec<SpikeRow>) -> Result<(), StoreE
     for row in ended {
         let name = core.estate().machines.get(&row.machine).map(|entry| entry.row.name.clone());
         let Some(name) = name else { continue };
-        let text =
-            format!("RPO rose to {:.0} s from {} on ({}): {}", row.worst_seconds, row.started, row.hop.name(), row.cause);
+        let text = format!(
+            "RPO rose to {:.0} s from {} on ({}): {}",
+            row.worst_seconds,
+            row.started,
+            row.hop.name(),
+            row.cause
+        );
         tx.add_event(core.event("rpo", &name, row.machine, text, "")).await?;
         tx.save_spike(&row).await?;
     }
@@ -548,7 +578,9 @@ mod tests {
         (agent, relay, replica)
     }
 
-    fn named(change: impl FnOnce(&mut pb::AgentReport, &mut pb::RelayReport, &mut pb::ReplicaReport, &mut [f64; 3])) -> Option<Hop> {
+    fn named(
+        change: impl FnOnce(&mut pb::AgentReport, &mut pb::RelayReport, &mut pb::ReplicaReport, &mut [f64; 3]),
+    ) -> Option<Hop> {
         let (mut agent, mut relay, mut replica) = reports();
         let mut silent = [0.5; 3];
         change(&mut agent, &mut relay, &mut replica, &mut silent);
@@ -573,7 +605,8 @@ mod tests {
 
     #[test]
     fn the_hop_that_loses_the_time_is_named() {
-        let fault = |code: &str| Some(pb::Fault { code: code.into(), message: "why".into(), ..Default::default() });
+        let fault =
+            |code: &str| Some(pb::Fault { code: code.into(), message: "why".into(), ..Default::default() });
         assert_eq!(named(|_, _, _, silent| silent[2] = 9.0), Some(Hop::Target));
         assert_eq!(named(|_, _, _, silent| silent[1] = 9.0), Some(Hop::ProcessServer));
         assert_eq!(named(|_, _, _, silent| (silent[0], silent[1]) = (9.0, 9.0)), Some(Hop::Source));
@@ -582,25 +615,33 @@ mod tests {
             relay.received_time_us = micros(990.0);
         };
         assert_eq!(named(agent_gone), Some(Hop::Agent));
-        assert_eq!(named(|agent, _, _, _| agent.channel_fault = fault("channel.connect")), Some(Hop::AgentLink));
-        assert_eq!(named(|agent, _, _, _| agent.channel_fault = fault("target.unreachable")), Some(Hop::TargetLink));
+        assert_eq!(
+            named(|agent, _, _, _| agent.channel_fault = fault("channel.connect")),
+            Some(Hop::AgentLink)
+        );
+        assert_eq!(
+            named(|agent, _, _, _| agent.channel_fault = fault("target.unreachable")),
+            Some(Hop::TargetLink)
+        );
         assert_eq!(named(|_, _, replica, _| replica.fault = fault("space.reserve")), Some(Hop::Target));
         assert_eq!(named(|agent, _, _, _| agent.newest_time_us = micros(980.0)), Some(Hop::Source));
         let behind = |replica: &mut pb::ReplicaReport, seconds: f64| {
             replica.newest_received_us = Some(micros(seconds));
             replica.newest_point_us = Some(micros(seconds));
         };
-        let slow_link = |_: &mut _, relay: &mut pb::RelayReport, replica: &mut pb::ReplicaReport, _: &mut _| {
-            (relay.received_time_us, relay.forwarded_time_us) = (micros(980.5), micros(980.4));
-            relay.acknowledged_time_us = micros(980.3);
-            behind(replica, 980.3);
-        };
+        let slow_link =
+            |_: &mut _, relay: &mut pb::RelayReport, replica: &mut pb::ReplicaReport, _: &mut _| {
+                (relay.received_time_us, relay.forwarded_time_us) = (micros(980.5), micros(980.4));
+                relay.acknowledged_time_us = micros(980.3);
+                behind(replica, 980.3);
+            };
         assert_eq!(named(slow_link), Some(Hop::AgentLink));
-        let far_link = |_: &mut _, relay: &mut pb::RelayReport, replica: &mut pb::ReplicaReport, _: &mut _| {
-            relay.held_up_by = "link".into();
-            (relay.forwarded_time_us, relay.acknowledged_time_us) = (micros(985.0), micros(984.0));
-            behind(replica, 984.0);
-        };
+        let far_link =
+            |_: &mut _, relay: &mut pb::RelayReport, replica: &mut pb::ReplicaReport, _: &mut _| {
+                relay.held_up_by = "link".into();
+                (relay.forwarded_time_us, relay.acknowledged_time_us) = (micros(985.0), micros(984.0));
+                behind(replica, 984.0);
+            };
         assert_eq!(named(far_link), Some(Hop::TargetLink));
         let full = |_: &mut _, relay: &mut pb::RelayReport, replica: &mut pb::ReplicaReport, _: &mut _| {
             relay.full = true;
@@ -621,14 +662,22 @@ mod tests {
             behind(replica, 990.0);
         };
         assert_eq!(named(disk), Some(Hop::Target));
-        let exhausted = |agent: &mut pb::AgentReport, relay: &mut pb::RelayReport, replica: &mut pb::ReplicaReport, _: &mut _| {
-            (agent.mode, agent.mode_reason) = ("bitmap".into(), "staging is exhausted: the target takes less".into());
+        let exhausted = |agent: &mut pb::AgentReport,
+                         relay: &mut pb::RelayReport,
+                         replica: &mut pb::ReplicaReport,
+                         _: &mut _| {
+            (agent.mode, agent.mode_reason) =
+                ("bitmap".into(), "staging is exhausted: the target takes less".into());
             (relay.received_time_us, relay.forwarded_time_us) = (micros(900.0), micros(900.0));
             relay.acknowledged_time_us = micros(900.0);
             behind(replica, 900.0);
         };
         assert_eq!(named(exhausted), Some(Hop::AgentLink));
-        assert_eq!(named(|agent, _, _, _| agent.mode = "catching-up".into()), None, "what caused it was named before");
+        assert_eq!(
+            named(|agent, _, _, _| agent.mode = "catching-up".into()),
+            None,
+            "what caused it was named before"
+        );
     }
 
     #[test]
@@ -636,7 +685,9 @@ mod tests {
         let machine = MachineId::from_bytes([1; 16]);
         let mut truth = Truth::default();
         let at_second = |truth: &mut Truth, second: f64, rpo: f64, hop: Hop| {
-            truth.measured(machine, at(second), (rpo, Some(0.2), Some(900.0)), || Some((hop, hop.name().into())))
+            truth.measured(machine, at(second), (rpo, Some(0.2), Some(900.0)), || {
+                Some((hop, hop.name().into()))
+            })
         };
         assert_eq!(at_second(&mut truth, 100.0, 4.9, Hop::Agent), None);
         assert!(truth.now(machine).is_none());

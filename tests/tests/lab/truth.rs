@@ -98,7 +98,8 @@ fn a_spike_of_rpo_names_the_hop_that_caused_it_and_is_kept() {
         answer.code == 0 && {
             let machines: Value = answer.json();
             machines[0]["spikes"].as_array().is_some_and(|spikes| {
-                let ended = |hop: &str| spikes.iter().any(|spike| spike["hop"] == hop && !spike["ended"].is_null());
+                let ended =
+                    |hop: &str| spikes.iter().any(|spike| spike["hop"] == hop && !spike["ended"].is_null());
                 ended("agent") && ended("target") && ended("process-server")
             })
         }
@@ -176,7 +177,9 @@ fn a_first_copy_begins_when_it_is_told_to_and_a_pause_keeps_what_was_copied() {
 
     assert_eq!(lab.run(&["resume", "vol-01"]).code, 0);
     lab.wait_for("part of it is copied", MINUTE, |lab| {
-        lab.json(&["describe", "machine", "vol-01"])["initial_bytes_done"].as_u64().is_some_and(|done| done > 8 * MIB)
+        lab.json(&["describe", "machine", "vol-01"])["initial_bytes_done"]
+            .as_u64()
+            .is_some_and(|done| done > 8 * MIB)
     });
     assert_eq!(lab.run(&["pause", "vol-01"]).code, 0);
     lab.wait_for("it is suspended", MINUTE, |lab| lab.machine("vol-01")["mode"] == "bitmap");
@@ -210,7 +213,8 @@ fn set_policy(lab: &Lab, change: impl FnOnce(&mut pb::Policy)) {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     runtime.block_on(async {
         let credentials = Credentials::open(&profile).expect("credentials");
-        let channel = continuum_wire::grpc::channel(&credentials, &address, Role::Vault).await.expect("the vault");
+        let channel =
+            continuum_wire::grpc::channel(&credentials, &address, Role::Vault).await.expect("the vault");
         let mut client = OperatorClient::new(channel);
         let request = pb::SnapshotRequest { kinds: vec![pb::Kind::Policy as i32], ..Default::default() };
         let known = client.snapshot(request).await.expect("policies").into_inner();
@@ -284,9 +288,19 @@ fn a_resync_waits_for_its_window_unless_it_is_told_to_begin_and_keeps_all_histor
     lab.wait_for("it waits for its window", MINUTE, |lab| {
         lab.machine("vol-01")["phase"] == "waiting-for-window"
     });
-    let over = lab.run(&["failover", "vol-01", "--unplanned", "--point", "processed", "--yes", "--confirm", "vol-01"]);
+    let over = lab.run(&[
+        "failover",
+        "vol-01",
+        "--unplanned",
+        "--point",
+        "processed",
+        "--yes",
+        "--confirm",
+        "vol-01",
+    ]);
     assert_eq!(over.code, 0, "{over:?}");
     let jobs = lab.json(&["get", "jobs"]);
-    let cancelled = jobs.as_array().into_iter().flatten().any(|job| job["fault"]["code"] == "resync.cancelled");
+    let cancelled =
+        jobs.as_array().into_iter().flatten().any(|job| job["fault"]["code"] == "resync.cancelled");
     assert!(cancelled, "{jobs}");
 }

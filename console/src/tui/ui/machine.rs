@@ -83,7 +83,11 @@ pub fn lines(state: &State, machine: &pb::Machine, canvas: &Canvas<'_>, wide: us
         lines.push(pair(label, told, Role::Busy));
     }
     if let Some(at) = machine.start_at_us {
-        lines.push(pair("First copy", format!("begins {}; a, r begins it now", text::near(at, now)), Role::Busy));
+        lines.push(pair(
+            "First copy",
+            format!("begins {}; a, r begins it now", text::near(at, now)),
+            Role::Busy,
+        ));
     }
     if let (Some(done), Some(total)) = (machine.compared_bytes, machine.to_compare_bytes)
         && total > 0
@@ -99,7 +103,8 @@ pub fn lines(state: &State, machine: &pb::Machine, canvas: &Canvas<'_>, wide: us
         lines.push(pair("Comparing", told, Role::Busy));
     }
     if let Some(seconds) = machine.estimate_seconds {
-        let rate = machine.copy_bytes_per_sec.map_or(String::new(), |rate| format!(" at {}", text::rate(rate)));
+        let rate =
+            machine.copy_bytes_per_sec.map_or(String::new(), |rate| format!(" at {}", text::rate(rate)));
         let end = now.saturating_add((seconds * 1e6) as i64);
         let told = format!("in about {}{rate}, {} UTC", text::span(seconds), text::hour_minute(end));
         lines.push(pair("Done", told, Role::Busy));

@@ -167,7 +167,9 @@ fn needs(state: &State, canvas: &Canvas<'_>) -> Vec<Line> {
         .estate
         .machines
         .iter()
-        .filter_map(|machine| Some((machine, machine.spikes.first().filter(|spike| spike.ended_us.is_none())?)))
+        .filter_map(|machine| {
+            Some((machine, machine.spikes.first().filter(|spike| spike.ended_us.is_none())?))
+        })
         .filter(|(machine, _)| !known(machine))
         .collect();
     spikes.sort_by(|a, b| b.1.worst_seconds.total_cmp(&a.1.worst_seconds));

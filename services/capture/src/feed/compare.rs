@@ -162,7 +162,8 @@ impl Feed {
             Mode::CatchingUp if left > 0 => Phase::Comparing,
             Mode::CatchingUp => Phase::Sending,
         };
-        let (compared, total) = if phase == Phase::Waiting { (0, 0) } else { (total - left.min(total), total) };
+        let (compared, total) =
+            if phase == Phase::Waiting { (0, 0) } else { (total - left.min(total), total) };
         Some(Resync { phase, compared_bytes: compared, to_compare_bytes: total })
     }
 

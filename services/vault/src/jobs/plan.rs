@@ -474,7 +474,9 @@ pub(crate) fn possible(kind: JobKind, row: &MachineRow) -> Result<(), Fault> {
             ),
         },
         JobKind::Resync => match protection.state {
-            ProtectionState::Protected { paused: false } | ProtectionState::Resync { paused: false, .. } => Ok(()),
+            ProtectionState::Protected { paused: false } | ProtectionState::Resync { paused: false, .. } => {
+                Ok(())
+            }
             _ => refuse(
                 "protection.not-replicating",
                 format!("{name} is {}: source and replica cannot be compared now", protection.state.name()),

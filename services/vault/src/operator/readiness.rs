@@ -323,7 +323,8 @@ fn server_checks(
     checks: &mut Vec<pb::Check>,
 ) {
     let agent = estate.connected(agent_of(entry.row.id));
-    let needs_agent = matches!(kind, JobKind::Protect | JobKind::Verify | JobKind::Bookmark | JobKind::Resync);
+    let needs_agent =
+        matches!(kind, JobKind::Protect | JobKind::Verify | JobKind::Bookmark | JobKind::Resync);
     checks.push(match (kind, agent) {
         (JobKind::Failover, true) => check(
             "source",

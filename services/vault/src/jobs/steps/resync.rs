@@ -9,7 +9,11 @@ impl Ctx<'_> {
         let (row, protection) = self.protection()?;
         let now = self.job.params.now;
         if matches!(protection.state, ProtectionState::Resync { .. }) {
-            let said = if now { "a resync is required already: it begins now" } else { "a resync is required already" };
+            let said = if now {
+                "a resync is required already: it begins now"
+            } else {
+                "a resync is required already"
+            };
             return Ok(Done::said(said).with(vec![Write::ResyncNow(now || protection.resync_now)]));
         }
         let agent = agent_of(row.id);
@@ -27,11 +31,9 @@ impl Ctx<'_> {
     pub(super) async fn resync(&self) -> Result<Done, Fault> {
         let id = self.machine_id()?;
         let totals = |entry: &MachineEntry| {
-            entry
-                .live
-                .agent
-                .as_ref()
-                .map(|(agent, _)| (entry.live.agent_boot.clone(), agent.equal_bytes_total, agent.injected_bytes_total))
+            entry.live.agent.as_ref().map(|(agent, _)| {
+                (entry.live.agent_boot.clone(), agent.equal_bytes_total, agent.injected_bytes_total)
+            })
         };
         let before = self.core.estate().machines.get(&id).and_then(totals);
         let over = self.core.until(|estate| {
@@ -93,7 +95,11 @@ fn progress(entry: &MachineEntry, estate: &Estate, now: Timestamp) -> Progress {
         ),
         "sending" => (
             share(machine.initial_bytes_done, machine.initial_bytes_total),
-            format!("sending what differs: {} of {}", bytes(machine.initial_bytes_done), bytes(machine.initial_bytes_total)),
+            format!(
+                "sending what differs: {} of {}",
+                bytes(machine.initial_bytes_done),
+                bytes(machine.initial_bytes_total)
+            ),
             false,
         ),
         "suspended" => (None, "suspended by an operator".into(), true),
