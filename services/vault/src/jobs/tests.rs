@@ -457,7 +457,7 @@ async fn check(kind: JobKind, core: &Arc<Core>, scene: &Scene, why: &str) -> Job
     }
     // A run of a plan leaves what the jobs of its machines leave.
     let expected: (&str, &str, &[bool], bool) = match (kind.of_each().unwrap_or(kind), job.state) {
-        (JobKind::Protect | JobKind::Verify | JobKind::Bookmark, JobState::Succeeded)
+        (JobKind::Protect | JobKind::Verify | JobKind::Bookmark | JobKind::Resync, JobState::Succeeded)
         // The proof could not be stored at the target.
         | (JobKind::Verify, JobState::Warnings) => ("protected", "none", &[], true),
         (JobKind::Protect, JobState::Failed) => ("enabling-failed", "none", &[], true),
@@ -474,7 +474,7 @@ async fn check(kind: JobKind, core: &Arc<Core>, scene: &Scene, why: &str) -> Job
         (JobKind::Failover, JobState::Succeeded) => ("commit-pending", "none", &[true], true),
         (JobKind::Commit, JobState::Succeeded) => ("committed", "none", &[true], true),
         (JobKind::Commit, JobState::Failed) => ("commit-pending", "none", &[true], true),
-        (JobKind::Verify | JobKind::Bookmark, JobState::Failed | JobState::Cancelled) => {
+        (JobKind::Verify | JobKind::Bookmark | JobKind::Resync, JobState::Failed | JobState::Cancelled) => {
             ("protected", "none", &[], true)
         }
         (JobKind::Cleanup, JobState::Failed | JobState::Warnings) => {
@@ -495,7 +495,7 @@ async fn check(kind: JobKind, core: &Arc<Core>, scene: &Scene, why: &str) -> Job
     job.state
 }
 
-const SAGAS: [JobKind; 11] = [
+const SAGAS: [JobKind; 12] = [
     JobKind::Protect,
     JobKind::Unprotect,
     JobKind::TestFailover,
@@ -504,6 +504,7 @@ const SAGAS: [JobKind; 11] = [
     JobKind::Commit,
     JobKind::Verify,
     JobKind::Bookmark,
+    JobKind::Resync,
     JobKind::PlanDrill,
     JobKind::PlanCleanup,
     JobKind::PlanFailover,
