@@ -150,6 +150,11 @@ impl Truth {
         Some(row)
     }
 
+    /// Whether a cause of the spike under way is known.
+    fn is_explained(&self) -> bool {
+        self.open.as_ref().is_some_and(|open| !open.named.is_empty())
+    }
+
     /// What is told of it: the one under way, then the newest ones.
     pub(crate) fn told(&self, machine: MachineId) -> Vec<pb::Spike> {
         let all = self.now(machine).into_iter().chain(self.spikes.iter().cloned());
@@ -259,6 +264,14 @@ impl<'a> Seen<'a> {
             Some(Mode::CatchingUp) => None,
             Some(Mode::Data) | None => Some(self.slowest(agent)),
         }
+    }
+
+    /// What keeps it while what was missed is sent; of interest where nothing else was named before.
+    fn repairing(&self) -> Option<(Hop, String)> {
+        let agent = self.agent.filter(|agent| Mode::named(&agent.mode) == Some(Mode::CatchingUp))?;
+        let hop = if agent.mode_reason.contains("operator") { Hop::Operator } else { Hop::Agent };
+        let left = agent.initial_bytes_total.saturating_sub(agent.initial_bytes_done);
+        Some((hop, format!("{}; {} are left to send", shown(&agent.mode_reason), Bytes(left))))
     }
 
     fn silence(&self) -> Option<(Hop, String)> {
@@ -510,7 +523,11 @@ pub(crate) fn measure(estate: &mut Estate, now: Timestamp) -> Vec<SpikeRow> {
         let threshold = protection
             .and_then(|protection| estate.policies.get(&protection.policy))
             .map(|policy| policy.policy.rpo_threshold_seconds as f64);
-        let cause = rpo.filter(|rpo| *rpo > SPIKE_MIN).and_then(|_| Seen::of(entry, estate, now)?.cause());
+        let cause = rpo.filter(|rpo| *rpo > SPIKE_MIN).and_then(|_| {
+            let seen = Seen::of(entry, estate, now)?;
+            let first = || seen.repairing().filter(|_| !entry.live.truth.is_explained());
+            seen.cause().or_else(first)
+        });
         let Some(entry) = estate.machines.get_mut(&id) else { continue };
         let usual = entry.live.rpo.quantile(0.5);
         let truth = &mut entry.live.truth;
