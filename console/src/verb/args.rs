@@ -111,7 +111,9 @@ Ctrl-C only stops watching it.
 
 Examples:
   continuum protect web-01 --policy standard --to berlin
-  continuum protect web-01 db-01 --no-wait")]
+  continuum protect web-01 db-01 --no-wait
+  continuum protect web-01 --start-at 2026-11-29T01:00:00Z --no-wait
+  continuum protect web-01 --start-at +6h --no-wait    `resume web-01` begins it now")]
     Protect(Protect),
     /// Stop replicating a machine and remove its replica and its recovery points
     #[command(after_help = "\
@@ -125,6 +127,14 @@ Asks for the machine's name typed out, because its recovery points are lost. In 
     /// Let a paused machine replicate again
     #[command(after_help = "Examples:\n  continuum resume web-01")]
     Resume(MachineOrder),
+    /// Compare all of a machine with its replica and send what differs; all recovery points stay
+    #[command(after_help = "\
+Waits for the policy's resync window unless --now is given. `pause` suspends it, an unplanned failover cancels it.
+
+Examples:
+  continuum resync web-01
+  continuum resync web-01 --now --no-wait")]
+    Resync(Resync),
     /// Give the present moment of a machine a name
     #[command(after_help = "\
 Examples:
@@ -498,6 +508,22 @@ pub struct Protect {
     /// To which recovery site; may be left out where there is only one
     #[arg(long, value_name = "SITE")]
     pub to: Option<String>,
+    /// When the first copy begins: a time up to seven days ahead, or +N followed by s, m, h or d
+    #[arg(long, value_name = "TIME", value_parser = ahead)]
+    pub start_at: Option<i64>,
+    /// Following.
+    #[command(flatten)]
+    pub wait: Wait,
+}
+
+/// `resync`
+#[derive(Debug, Args)]
+pub struct Resync {
+    /// Which machine, by name or id
+    pub machine: String,
+    /// Do not wait for the policy's resync window
+    #[arg(long)]
+    pub now: bool,
     /// Following.
     #[command(flatten)]
     pub wait: Wait,
@@ -606,6 +632,8 @@ pub enum Rehearsed {
     Unprotect,
     /// Ending a test failover
     Cleanup,
+    /// Comparing all of source and replica
+    Resync,
 }
 
 impl Rehearsed {
@@ -617,6 +645,7 @@ impl Rehearsed {
             Self::Commit => "commit",
             Self::Unprotect => "unprotect",
             Self::Cleanup => "cleanup",
+            Self::Resync => "resync",
         }
     }
 }
@@ -1150,6 +1179,23 @@ pub struct Logout {
 fn point(text: &str) -> Result<String, String> {
     let choice: PointChoice = text.parse().map_err(|error| format!("{error}"))?;
     Ok(choice.to_string())
+}
+
+/// A moment to come: a time, or how long from now.
+fn ahead(text: &str) -> Result<i64, String> {
+    let Some(span) = text.strip_prefix('+') else { return moment(text) };
+    let wrong = || format!("{text:?} is no time ahead: write such as +90m, +6h or +2d, or RFC 3339");
+    let unit = match span.chars().last() {
+        Some('s') => 1,
+        Some('m') => 60,
+        Some('h') => 3600,
+        Some('d') => 86_400,
+        _ => return Err(wrong()),
+    };
+    let number: u32 = span[..span.len() - 1].parse().map_err(|_| wrong())?;
+    let span = std::time::Duration::from_secs(u64::from(number) * unit);
+    let now = continuum_model::world::Clock::wall(&continuum_model::world::SystemClock::default());
+    Ok(now.plus(span).micros())
 }
 
 fn moment(text: &str) -> Result<i64, String> {

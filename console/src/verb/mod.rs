@@ -175,6 +175,9 @@ async fn ask(setting: &Setting, verb: Verb) -> Result<(), Fault> {
         Verb::Resume(o) => {
             order::give(setting, &o.machine, Order::Resume(pb::Resume {}), &o.wait, None).await
         }
+        Verb::Resync(o) => {
+            order::give(setting, &o.machine, Order::Resync(pb::Resync { now: o.now }), &o.wait, None).await
+        }
         Verb::Bookmark(o) => {
             let order = pb::Bookmark { name: o.name, app_consistent: o.app_consistent };
             order::give(setting, &o.machine, Order::Bookmark(order), &o.wait, None).await

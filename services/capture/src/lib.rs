@@ -48,6 +48,6 @@ pub use block_server::BlockServer;
 pub use compare::ReplicaSums;
 pub use disk::{FileDisk, SourceDisk};
 pub use feed::interval::Intervals;
-pub use feed::{AckAhead, Connected, Next, ReplicaState};
+pub use feed::{AckAhead, Connected, ModeChange, Next, ReplicaState};
 pub use interval::ChangeTracker;
 pub use source::{Source, SourceConfig, SourceError, SourceStatus};

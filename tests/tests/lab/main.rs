@@ -14,3 +14,4 @@ mod planned;
 mod plans;
 mod prove;
 mod resync;
+mod truth;
