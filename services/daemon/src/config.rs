@@ -7,7 +7,7 @@ use crate::role::{Role, configuration, vault_config};
 use continuum_master_target::Schedule;
 use continuum_model::fault::Fault;
 use continuum_model::id::DiskId;
-use continuum_model::policy::Policy;
+use continuum_model::policy::{BandwidthLimit, Policy, schedule_problems};
 use continuum_model::untrusted::shown;
 use continuum_vault::VaultConfig;
 use serde::Deserialize;
@@ -90,6 +90,9 @@ pub struct Server {
     listen: SocketAddr,
     advertise: Option<String>,
     vault: String,
+    /// How fast change data of all machines together may leave, by its own hours.
+    #[serde(default)]
+    bandwidth: Vec<BandwidthLimit>,
 }
 
 /// `[master_target]`
@@ -227,6 +230,8 @@ fn problems(config: &Config) -> Vec<String> {
     if let Some(server) = &config.process_server {
         paths.extend([("process_server.dir", &*server.dir), ("process_server.identity", &*server.identity)]);
         identities.push(("process_server.identity", &server.identity));
+        let wrong = schedule_problems(&server.bandwidth);
+        problems.extend(wrong.iter().map(|problem| format!("process_server.{problem}")));
     }
     if let Some(target) = &config.master_target {
         paths.extend([
@@ -341,6 +346,7 @@ fn roles(config: Config) -> Result<Vec<(&'static str, Role)>, Fault> {
                 listen: server.listen,
                 advertise: server.advertise,
                 vault_address: server.vault,
+                bandwidth: server.bandwidth,
             },
         ));
     }

@@ -384,6 +384,7 @@ impl Lab {
             listen: ([127, 0, 0, 1], 0).into(),
             advertise: None,
             vault_address: published.address.clone(),
+            bandwidth: Vec::new(),
         };
         self.supervise("process-server", "ps-1", self.role_command("process", &role)?);
         tell(2, "starting the master target");

@@ -10,7 +10,7 @@ use continuum_master_target::{MasterTargetConfig, Schedule};
 use continuum_mobility_agent::{AgentConfig, AgentDisk};
 use continuum_model::fault::{Fault, FaultClass};
 use continuum_model::id::DiskId;
-use continuum_model::policy::Policy;
+use continuum_model::policy::{BandwidthLimit, Policy};
 use continuum_process_server::ProcessServerConfig;
 use continuum_vault::{SiteSpec, Vault, VaultConfig};
 use continuum_wire::tls::Credentials;
@@ -70,6 +70,9 @@ pub enum Role {
         advertise: Option<String>,
         /// `host:port`.
         vault_address: String,
+        /// How fast change data of all machines together may leave, by its own hours.
+        #[serde(default)]
+        bandwidth: Vec<BandwidthLimit>,
     },
     /// The keeper of replicas.
     MasterTarget {
@@ -257,8 +260,8 @@ pub async fn run(role: Role, stop: CancellationToken) -> Result<(), Fault> {
             };
             continuum_vault::run(config, ready, stop).await
         }
-        Role::ProcessServer { name, site, dir, identity, listen, advertise, vault_address } => {
-            let config = ProcessServerConfig { name, site, dir, listen, advertise, vault_address };
+        Role::ProcessServer { name, site, dir, identity, listen, advertise, vault_address, bandwidth } => {
+            let config = ProcessServerConfig { name, site, dir, listen, advertise, vault_address, bandwidth };
             continuum_process_server::run(config, open(&identity)?, stop).await
         }
         Role::MasterTarget {

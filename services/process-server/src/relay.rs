@@ -1,7 +1,7 @@
 //! One machine's stream: frames from its agent to its master target, acknowledgements back.
 //!
 //! ```text
-//! agent ──frames──► receive ──► [spool] ──► pack ──► (2) ──► send ──► target
+//! agent ──frames──► receive ──► [spool] ──► pack ──► (2) ──► (turn) send ──► target
 //! agent ◄──────────────────── acknowledge ◄─────────────────────────── target
 //! ```
 //!
@@ -14,6 +14,7 @@
 
 use crate::compress::{Adaptive, Bottleneck, Effort, compress};
 use crate::order::{Order, Take};
+use crate::pace::Pace;
 use crate::server::{Assigned, Gauge, Presence};
 use crate::spool::{Place, Pool, Spool};
 use continuum_model::fault::{Fault, FaultClass};
@@ -43,6 +44,8 @@ pub(crate) struct Means {
     pub pool: Pool,
     /// Threads that compress, and read and write the spool.
     pub hands: Arc<Semaphore>,
+    /// How fast frames may leave.
+    pub pace: Pace,
 }
 
 /// Carries one stream until either end breaks. Returns why it ended.
@@ -245,6 +248,11 @@ impl Lane {
                 }
             };
             let (number, length) = (envelope.head.identity.number, envelope.len() as u64);
+            if let Some(place) = self.means.pace.ask(self.machine, length) {
+                // What went before is not held back by what follows it.
+                target.flush().await?;
+                place.turn().await;
+            }
             // Before it is sent: its acknowledgement may be back before `frame` returns.
             self.sent.store(number.0, Ordering::Release);
             target.frame(&envelope).await?;

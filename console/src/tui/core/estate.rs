@@ -366,7 +366,9 @@ fn harmless_machine(machine: &mut pb::Machine) {
         &mut machine.process_server,
         &mut machine.master_target,
         &mut machine.test_state,
+        &mut machine.held_by,
     ]);
+    machine.link_fault.iter_mut().for_each(harmless_fault);
     harmless_symptoms(&mut machine.symptoms);
     harmless_disks(&mut machine.disks);
     if let Some(test) = &mut machine.test {
@@ -382,6 +384,17 @@ fn harmless_machine(machine: &mut pb::Machine) {
     }
 }
 
+fn harmless_fault(fault: &mut pb::Fault) {
+    harmless([
+        &mut fault.code,
+        &mut fault.message,
+        &mut fault.affected,
+        &mut fault.unaffected,
+        &mut fault.remedy,
+        &mut fault.correlation,
+    ]);
+}
+
 /// Makes the texts of a job harmless.
 pub fn harmless_job(job: &mut pb::Job) {
     harmless([
@@ -395,16 +408,7 @@ pub fn harmless_job(job: &mut pb::Job) {
     for step in &mut job.steps {
         harmless([&mut step.name, &mut step.state, &mut step.detail]);
     }
-    if let Some(fault) = &mut job.fault {
-        harmless([
-            &mut fault.code,
-            &mut fault.message,
-            &mut fault.affected,
-            &mut fault.unaffected,
-            &mut fault.remedy,
-            &mut fault.correlation,
-        ]);
-    }
+    job.fault.iter_mut().for_each(harmless_fault);
     for machine in &mut job.machines {
         harmless([&mut machine.name, &mut machine.note]);
         harmless_disks(&mut machine.disks);

@@ -294,6 +294,7 @@ fn process_server(core: &Arc<Core>, server: ServerId, mut report: pb::ProcessSer
     if let Some(entry) = estate.servers.get_mut(&server) {
         entry.live.spool = Some((report.spool_bytes, report.spool_bytes_max));
         entry.live.bytes_per_sec = Some(report.out_bytes_per_sec);
+        entry.live.limit_bytes_per_sec = report.limit_bytes_per_sec;
     }
     for relay in report.relays {
         let Ok(id) = relay.machine_id.parse::<MachineId>() else { continue };
