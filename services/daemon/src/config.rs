@@ -46,6 +46,8 @@ pub struct Vault {
     #[serde(default)]
     policy: Policy,
     database: Option<String>,
+    /// How long a process server is away before machines that cannot reach it are moved to another one of its site.
+    process_server_lost_seconds: Option<u64>,
 }
 
 impl Vault {
@@ -332,6 +334,7 @@ fn roles(config: Config) -> Result<Vec<(&'static str, Role)>, Fault> {
                 sites: vault.sites.iter().map(Site::parts).collect(),
                 policy: vault.policy,
                 database: vault.database,
+                process_server_lost_seconds: vault.process_server_lost_seconds,
             },
         ));
     }

@@ -361,6 +361,7 @@ impl Lab {
                 ..Policy::default()
             },
             database: None,
+            process_server_lost_seconds: None,
             publish: Some(address_file.clone()),
         };
         let ports = free_ports().map_err(|error| failed("no free port", error))?;

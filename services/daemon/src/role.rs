@@ -52,6 +52,9 @@ pub enum Role {
         /// Where to say where it listens.
         #[serde(default)]
         publish: Option<PathBuf>,
+        /// How long a process server is away before its machines are moved to another one.
+        #[serde(default)]
+        process_server_lost_seconds: Option<u64>,
     },
     /// The replication gateway.
     ProcessServer {
@@ -242,10 +245,14 @@ pub async fn run(role: Role, stop: CancellationToken) -> Result<(), Fault> {
             policy,
             database,
             publish,
+            process_server_lost_seconds,
         } => {
             let config =
                 vault_config(dir, name, environment, (listen, listen_enrolment), advertise, sites, database);
-            let config = VaultConfig { policies: vec![("default".into(), policy)], ..config };
+            let mut config = VaultConfig { policies: vec![("default".into(), policy)], ..config };
+            if let Some(seconds) = process_server_lost_seconds {
+                config.thresholds.relay_lost = Duration::from_secs(seconds);
+            }
             let ready = |vault: &Vault| {
                 let Some(path) = publish else { return };
                 let addresses = vault.addresses();

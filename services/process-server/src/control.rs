@@ -174,9 +174,10 @@ impl Handler for Session {
 
     async fn command(&self, command: pb::Command, _: Progress) -> Result<command_result::Result, Fault> {
         match command.act {
-            // Streams are opened by agents, who wait; nothing waits here.
+            // Streams are opened by agents, from end to end: whoever retries there tries both hops.
             Some(pb::command::Act::ReconnectNow(_)) => {
-                let detail = "a process server waits for agents: it has nothing to retry".to_owned();
+                let detail = "the agent opens the stream anew, and this process server its way to the target"
+                    .to_owned();
                 Ok(command_result::Result::Done(pb::Done { detail }))
             }
             _ => Err(Fault::new(FaultClass::Usage, "command.unknown", "a process server does not do that")),

@@ -107,10 +107,18 @@ async fn open_target(
     };
     match tokio::time::timeout(TARGET_DEADLINE, opening).await {
         Ok(Ok(opened)) => Ok(opened),
-        Ok(Err(fault)) if fault.class == FaultClass::NotConnected => Err(unreachable(&fault.message)),
-        Ok(Err(fault)) => Err(fault),
-        Err(_) => Err(unreachable("no answer in 15 s")),
+        Ok(Err(fault)) if fault.class == FaultClass::NotConnected => {
+            Err(at_target(unreachable(&fault.message)))
+        }
+        Ok(Err(fault)) => Err(at_target(fault)),
+        Err(_) => Err(at_target(unreachable("no answer in 15 s"))),
     }
+}
+
+/// Says that it happened between here and the target.
+fn at_target(mut fault: Fault) -> Fault {
+    fault.message = format!("{}: {}", channel::TO_TARGET, fault.message);
+    fault
 }
 
 struct Lane {
@@ -240,7 +248,7 @@ impl Lane {
             let envelope = match packed.try_recv() {
                 Ok(envelope) => envelope,
                 Err(_) => {
-                    target.flush().await?;
+                    target.flush().await.map_err(at_target)?;
                     match packed.recv().await {
                         Some(envelope) => envelope,
                         None => std::future::pending().await,
@@ -250,12 +258,12 @@ impl Lane {
             let (number, length) = (envelope.head.identity.number, envelope.len() as u64);
             if let Some(place) = self.means.pace.ask(self.machine, length) {
                 // What went before is not held back by what follows it.
-                target.flush().await?;
+                target.flush().await.map_err(at_target)?;
                 place.turn().await;
             }
             // Before it is sent: its acknowledgement may be back before `frame` returns.
             self.sent.store(number.0, Ordering::Release);
-            target.frame(&envelope).await?;
+            target.frame(&envelope).await.map_err(at_target)?;
             self.gauge.forwarded.fetch_add(length, Ordering::Relaxed);
         }
     }
@@ -265,26 +273,27 @@ impl Lane {
         mut from_target: Receiver,
         to_agent: &Mutex<Option<Sender>>,
     ) -> Result<(), Fault> {
-        while let Some(message) = from_target.next().await? {
+        while let Some(message) = from_target.next().await.map_err(at_target)? {
             match message {
                 Message::Ack(ack) => {
                     let sent = FrameNumber(self.sent.load(Ordering::Acquire));
                     if ack.number > sent {
-                        return Err(beyond(ack.number, sent));
+                        return Err(at_target(beyond(ack.number, sent)));
                     }
                     if let Some(agent) = to_agent.lock().await.as_mut() {
                         agent.ack(ack).await?;
                     }
                     self.gauge.acknowledged.store(ack.number.0, Ordering::Relaxed);
                 }
-                Message::Refused(fault) => return Err(fault),
-                Message::Frame(_) => return Err(unexpected()),
+                Message::Refused(fault) => return Err(at_target(fault)),
+                Message::Frame(_) => return Err(at_target(unexpected())),
             }
         }
-        Err(Fault::new(FaultClass::NotConnected, "target.gone", "the master target closed the stream")
+        let gone = Fault::new(FaultClass::NotConnected, "target.gone", "the master target closed the stream")
             .affects("new changes wait at the source")
             .spares("writes of the machine, and all recovery points")
-            .remedy("nothing: it is opened again"))
+            .remedy("nothing: it is opened again");
+        Err(at_target(gone))
     }
 
     /// Runs what blocks or computes on one of few threads.

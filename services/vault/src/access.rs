@@ -89,6 +89,7 @@ impl OperatorRole {
                     K::Pause
                         | K::Resume
                         | K::RetryNow
+                        | K::Move
                         | K::TestFailover
                         | K::Cleanup
                         | K::Bookmark
@@ -116,6 +117,7 @@ impl OperatorRole {
                             | K::SetPolicy
                             | K::Pause
                             | K::Resume
+                            | K::Move
                             | K::Bookmark
                             | K::Pin
                             | K::Acknowledge

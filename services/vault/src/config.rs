@@ -61,6 +61,8 @@ pub struct Thresholds {
     pub buffer_percent: (u64, u64),
     /// A server whose clock is off by more is a warning.
     pub clock_offset: Duration,
+    /// A process server that is away this long is lost: machines that cannot reach it either are moved to another one.
+    pub relay_lost: Duration,
 }
 
 impl Default for Thresholds {
@@ -71,6 +73,7 @@ impl Default for Thresholds {
             free_bytes: (2 << 30, 512 << 20),
             buffer_percent: (70, 90),
             clock_offset: Duration::from_secs(5),
+            relay_lost: Duration::from_secs(30),
         }
     }
 }

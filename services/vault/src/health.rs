@@ -9,6 +9,7 @@
 use crate::coordination::reports;
 use crate::core::Core;
 use crate::estate::{Estate, MachineEntry, ServerEntry, agent_of};
+use crate::jobs::plan::quoted;
 use crate::project;
 use crate::store::StoreError;
 use crate::store::news::AlertRow;
@@ -42,6 +43,9 @@ pub(crate) async fn run(core: Arc<Core>, every: Duration) {
         }
         let (machines, servers) = measure(&core);
         core.publish(&machines, &servers);
+        if let Err(error) = crate::relays::heed_losses(&core).await {
+            tracing::error!("machines of a lost process server were not moved: {error}");
+        }
         if let Err(error) = alerts(&core, &mut since).await {
             tracing::error!("alerts were not stored: {error}");
         }
@@ -192,12 +196,25 @@ fn machine_symptoms(core: &Core, estate: &Estate, entry: &MachineEntry, now: Tim
             ));
         }
         if let Some(fault) = &agent.channel_fault {
-            found.push(symptom(
-                "channel.down",
-                Health::Warning,
-                shown(&fault.message),
-                "it is tried again; retry-now tries at once",
-            ));
+            let retry = format!("continuum retry {}", quoted(&entry.row.name));
+            let said = if fault.remedy.is_empty() {
+                "see the log of the agent".into()
+            } else {
+                shown(&fault.remedy)
+            };
+            // Without a next time it waits for a person.
+            found.push(if agent.next_retry_us > 0 {
+                let remedy = format!("{said}; {retry} tries at once");
+                symptom("channel.down", Health::Warning, shown(&fault.message), &remedy)
+            } else {
+                let remedy = format!("{said}; then: {retry}");
+                symptom(
+                    "channel.refused",
+                    Health::Critical,
+                    format!("{}; it is not tried again by itself", shown(&fault.message)),
+                    &remedy,
+                )
+            });
         }
         buffer("staging", agent.staged_bytes, agent.staged_bytes_max, core, &mut found);
         let told: Vec<(&str, u32)> = agent.disks.iter().map(|disk| (disk.id.as_str(), disk.index)).collect();

@@ -174,8 +174,8 @@ pub fn lines(state: &State, machine: &pb::Machine, canvas: &Canvas<'_>, wide: us
     if let Some(fault) = &machine.link_fault {
         lines.push(pair("Link", &fault.message, Role::Warn));
         let next = machine.next_retry_us.map_or_else(
-            || "not tried again by itself: press r when it is mended".to_owned(),
-            |at| format!("tried again {}; r tries now", text::near(at, now)),
+            || "not tried again by itself: a, e tries again when it is mended".to_owned(),
+            |at| format!("tried again {}; a, e tries now", text::near(at, now)),
         );
         lines.push(pair("", next, Role::Muted));
     }
