@@ -11,4 +11,5 @@ mod partition;
 mod planned;
 mod plans;
 mod prove;
+mod relays;
 mod resync;
