@@ -179,6 +179,15 @@ fn machine_symptoms(core: &Core, estate: &Estate, entry: &MachineEntry, now: Tim
     if !replicating {
         return found;
     }
+    // Asked for and not done is worse than not asked for: nobody may take it for done.
+    if estate.policies.get(&protection.policy).is_some_and(|policy| policy.policy.encryption) {
+        found.push(symptom(
+            "encryption.absent",
+            Health::Warning,
+            "its policy asks for encryption at rest, which this version does not do: what is kept is not sealed".into(),
+            "encrypt the volumes of its process server and master target, and set encryption to false",
+        ));
+    }
     away(core, estate, agent_of(entry.row.id), "agent", &mut found, now);
     away(core, estate, protection.process_server, "process-server", &mut found, now);
     away(core, estate, protection.master_target, "target", &mut found, now);
