@@ -225,6 +225,12 @@ fn problems(config: &Config) -> Vec<String> {
     if let Some(vault) = &config.vault {
         problems.extend(vault.policy.problems().iter().map(|problem| format!("vault.policy.{problem}")));
         problems.extend(vault.config().problems().iter().map(|problem| format!("vault.{problem}")));
+        if vault.process_server_lost_seconds.is_some_and(|seconds| seconds < 5) {
+            problems.push(
+                "vault.process_server_lost_seconds: less than 5 s would move machines at every restart; choose more"
+                    .into(),
+            );
+        }
         if vault.advertise.is_some() != vault.advertise_enrolment.is_some() {
             problems.push("vault.advertise and vault.advertise_enrolment: name both or neither".into());
         }
