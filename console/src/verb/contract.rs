@@ -59,7 +59,10 @@ pub fn machine_whole(m: &pb::Machine) -> Doc {
         ("sent_bytes_total", m.sent_bytes_total.into()),
         ("limit_bytes_per_sec", m.limit_bytes_per_sec.into()),
         ("held_by", Doc::text(&m.held_by)),
-        ("link_fault", m.link_fault.as_ref().map(fault).into()),
+        (
+            "link_fault",
+            m.link_fault.as_ref().map(|told| fault(&continuum_wire::grpc::fault_from_proto(told))).into(),
+        ),
         ("next_retry", time(m.next_retry_us)),
         ("process_server", Doc::text(&m.process_server)),
         ("master_target", Doc::text(&m.master_target)),

@@ -3,7 +3,7 @@
 //! Pure: rows and live values in, messages out. Names and foreign texts pass raw; whoever shows them
 //! escapes them.
 
-use crate::estate::{Estate, JobEntry, MachineEntry, ServerEntry, machine_of};
+use crate::estate::{Estate, JobEntry, MachineEntry, ServerEntry, agent_of, machine_of};
 use crate::jobs::plan::JobKind;
 use crate::store::inventory::{DiskRow, PointRow, PolicyRow, ProbeRow, ServedDisk, SiteRow};
 use crate::store::jobs::{FrozenGroup, JobRow};
