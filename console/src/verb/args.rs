@@ -187,6 +187,15 @@ Examples:
     /// Try a stopped replication or a failed job again, now
     #[command(after_help = "Examples:\n  continuum retry web-01\n  continuum retry --job JOB")]
     Retry(Retry),
+    /// Have another process server relay a machine; nothing is lost, what was on its way is sent again
+    #[command(after_help = "\
+Without --process-server the vault chooses another one at the machine's site, the one that carries least.
+`continuum readiness MACHINE --for move` tells before what would happen.
+
+Examples:
+  continuum move web-01
+  continuum move web-01 --process-server ps-2")]
+    Move(Move),
     /// Stop a job; what it did is undone
     #[command(after_help = "Examples:\n  continuum cancel JOB")]
     Cancel(Cancel),
@@ -597,6 +606,19 @@ pub struct Bookmark {
     pub wait: Wait,
 }
 
+/// `move`
+#[derive(Debug, Args)]
+pub struct Move {
+    /// Which machine, by name or id
+    pub machine: String,
+    /// Through which process server from now on, by name or id
+    #[arg(long, default_value = "", hide_default_value = true)]
+    pub process_server: String,
+    /// Following.
+    #[command(flatten)]
+    pub wait: Wait,
+}
+
 /// `pin`
 #[derive(Debug, Args)]
 pub struct Pin {
@@ -634,6 +656,8 @@ pub enum Rehearsed {
     Cleanup,
     /// Comparing all of source and replica
     Resync,
+    /// Another process server
+    Move,
 }
 
 impl Rehearsed {
@@ -646,6 +670,7 @@ impl Rehearsed {
             Self::Unprotect => "unprotect",
             Self::Cleanup => "cleanup",
             Self::Resync => "resync",
+            Self::Move => "move",
         }
     }
 }
@@ -661,6 +686,9 @@ pub struct Readiness {
     /// At which moment: latest, processed, app, a point's id, or a time
     #[arg(long, value_parser = point, default_value = "latest")]
     pub point: String,
+    /// Of a move: through which process server
+    #[arg(long, default_value = "", hide_default_value = true)]
+    pub process_server: String,
 }
 
 /// `test-failover`

@@ -91,6 +91,7 @@ pub async fn readiness(setting: &Setting, wanted: &Readiness) -> Result<(), Faul
             machine: wanted.machine.clone(),
             order: wanted.order.name().to_owned(),
             point: wanted.point.clone(),
+            process_server: wanted.process_server.clone(),
         })
         .await?;
     let doc = contract::readiness(&wanted.machine, &report);

@@ -227,6 +227,10 @@ async fn ask(setting: &Setting, verb: Verb) -> Result<(), Fault> {
                 order::give(setting, &machine, Order::RetryNow(pb::RetryNow {}), &o.wait, None).await
             }
         },
+        Verb::Move(o) => {
+            let order = pb::MoveMachine { process_server: o.process_server };
+            order::give(setting, &o.machine, Order::MoveMachine(order), &o.wait, None).await
+        }
         Verb::Cancel(o) => {
             order::give(setting, "", Order::CancelJob(pb::CancelJob { job: o.job }), &o.wait, None).await
         }

@@ -54,6 +54,7 @@ pub async fn give(
                 machine: machine.to_owned(),
                 order: danger.order.to_owned(),
                 point: danger.point.to_owned(),
+                ..Default::default()
             })
             .await?;
         // Reads a line from the terminal: on a thread of its own, so that the connection stays alive.

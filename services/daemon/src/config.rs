@@ -7,7 +7,7 @@ use crate::role::{Follow, Role, configuration, vault_config};
 use continuum_master_target::Schedule;
 use continuum_model::fault::Fault;
 use continuum_model::id::DiskId;
-use continuum_model::policy::Policy;
+use continuum_model::policy::{BandwidthLimit, Policy, schedule_problems};
 use continuum_model::untrusted::shown;
 use continuum_vault::VaultConfig;
 use serde::Deserialize;
@@ -46,6 +46,8 @@ pub struct Vault {
     #[serde(default)]
     policy: Policy,
     database: Option<String>,
+    /// How long a process server is away before machines that cannot reach it are moved to another one of its site.
+    process_server_lost_seconds: Option<u64>,
 }
 
 impl Vault {
@@ -90,6 +92,9 @@ pub struct Server {
     listen: SocketAddr,
     advertise: Option<String>,
     vault: String,
+    /// How fast change data of all machines together may leave, by its own hours.
+    #[serde(default)]
+    bandwidth: Vec<BandwidthLimit>,
 }
 
 /// `[master_target]`
@@ -327,6 +332,12 @@ fn problems(config: &Config) -> Vec<String> {
     if let Some(vault) = &config.vault {
         problems.extend(vault.policy.problems().iter().map(|problem| format!("vault.policy.{problem}")));
         problems.extend(vault.config().problems().iter().map(|problem| format!("vault.{problem}")));
+        if vault.process_server_lost_seconds.is_some_and(|seconds| seconds < 5) {
+            problems.push(
+                "vault.process_server_lost_seconds: less than 5 s would move machines at every restart; choose more"
+                    .into(),
+            );
+        }
         if vault.advertise.is_some() != vault.advertise_enrolment.is_some() {
             problems.push("vault.advertise and vault.advertise_enrolment: name both or neither".into());
         }
@@ -334,6 +345,8 @@ fn problems(config: &Config) -> Vec<String> {
     if let Some(server) = &config.process_server {
         paths.extend([("process_server.dir", &*server.dir), ("process_server.identity", &*server.identity)]);
         identities.push(("process_server.identity", &server.identity));
+        let wrong = schedule_problems(&server.bandwidth);
+        problems.extend(wrong.iter().map(|problem| format!("process_server.{problem}")));
     }
     if let Some(target) = &config.master_target {
         paths.extend([
@@ -429,6 +442,7 @@ fn roles(config: Config) -> Result<Vec<(&'static str, Role)>, Fault> {
                 sites: vault.sites.iter().map(Site::parts).collect(),
                 policy: vault.policy,
                 database: vault.database,
+                process_server_lost_seconds: vault.process_server_lost_seconds,
             },
         ));
     }
@@ -443,6 +457,7 @@ fn roles(config: Config) -> Result<Vec<(&'static str, Role)>, Fault> {
                 listen: server.listen,
                 advertise: server.advertise,
                 vault_address: server.vault,
+                bandwidth: server.bandwidth,
             },
         ));
     }

@@ -361,6 +361,7 @@ impl Lab {
                 ..Policy::default()
             },
             database: None,
+            process_server_lost_seconds: None,
             publish: Some(address_file.clone()),
         };
         let ports = free_ports().map_err(|error| failed("no free port", error))?;
@@ -384,6 +385,7 @@ impl Lab {
             listen: ([127, 0, 0, 1], 0).into(),
             advertise: None,
             vault_address: published.address.clone(),
+            bandwidth: Vec::new(),
         };
         self.supervise("process-server", "ps-1", self.role_command("process", &role)?);
         tell(2, "starting the master target");

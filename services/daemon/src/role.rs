@@ -12,7 +12,7 @@ use continuum_master_target::{MasterTargetConfig, Schedule};
 use continuum_mobility_agent::{AgentConfig, AgentDisk, FrontEnd};
 use continuum_model::fault::{Fault, FaultClass};
 use continuum_model::id::DiskId;
-use continuum_model::policy::Policy;
+use continuum_model::policy::{BandwidthLimit, Policy};
 use continuum_process_server::ProcessServerConfig;
 use continuum_vault::{SiteSpec, Vault, VaultConfig};
 use continuum_wire::tls::Credentials;
@@ -56,6 +56,9 @@ pub enum Role {
         /// Where to say where it listens.
         #[serde(default)]
         publish: Option<PathBuf>,
+        /// How long a process server is away before its machines are moved to another one.
+        #[serde(default)]
+        process_server_lost_seconds: Option<u64>,
     },
     /// The replication gateway.
     ProcessServer {
@@ -74,6 +77,9 @@ pub enum Role {
         advertise: Option<String>,
         /// `host:port`.
         vault_address: String,
+        /// How fast change data of all machines together may leave, by its own hours.
+        #[serde(default)]
+        bandwidth: Vec<BandwidthLimit>,
     },
     /// The keeper of replicas.
     MasterTarget {
@@ -286,10 +292,14 @@ pub async fn run(role: Role, stop: CancellationToken) -> Result<(), Fault> {
             policy,
             database,
             publish,
+            process_server_lost_seconds,
         } => {
             let config =
                 vault_config(dir, name, environment, (listen, listen_enrolment), advertise, sites, database);
-            let config = VaultConfig { policies: vec![("default".into(), policy)], ..config };
+            let mut config = VaultConfig { policies: vec![("default".into(), policy)], ..config };
+            if let Some(seconds) = process_server_lost_seconds {
+                config.thresholds.relay_lost = Duration::from_secs(seconds);
+            }
             let ready = |vault: &Vault| {
                 let Some(path) = publish else { return };
                 let addresses = vault.addresses();
@@ -304,8 +314,8 @@ pub async fn run(role: Role, stop: CancellationToken) -> Result<(), Fault> {
             };
             continuum_vault::run(config, ready, stop).await
         }
-        Role::ProcessServer { name, site, dir, identity, listen, advertise, vault_address } => {
-            let config = ProcessServerConfig { name, site, dir, listen, advertise, vault_address };
+        Role::ProcessServer { name, site, dir, identity, listen, advertise, vault_address, bandwidth } => {
+            let config = ProcessServerConfig { name, site, dir, listen, advertise, vault_address, bandwidth };
             continuum_process_server::run(config, open(&identity)?, stop).await
         }
         Role::MasterTarget {

@@ -1,7 +1,7 @@
 //! One machine's stream: frames from its agent to its master target, acknowledgements back.
 //!
 //! ```text
-//! agent ──frames──► receive ──► [spool] ──► pack ──► (2) ──► send ──► target
+//! agent ──frames──► receive ──► [spool] ──► pack ──► (2) ──► (turn) send ──► target
 //! agent ◄──────────────────── acknowledge ◄─────────────────────────── target
 //! ```
 //!
@@ -14,6 +14,7 @@
 
 use crate::compress::{Adaptive, Bottleneck, Effort, compress};
 use crate::order::{Order, Sent, Take};
+use crate::pace::Pace;
 use crate::server::{Assigned, Gauge, Presence};
 use crate::spool::{Pool, Spool};
 use continuum_model::fault::{Fault, FaultClass};
@@ -44,6 +45,8 @@ pub(crate) struct Means {
     pub pool: Pool,
     /// Threads that compress, and read and write the spool.
     pub hands: Arc<Semaphore>,
+    /// How fast frames may leave.
+    pub pace: Pace,
 }
 
 /// Carries one stream until either end breaks. Returns why it ended.
@@ -106,10 +109,18 @@ async fn open_target(
     };
     match tokio::time::timeout(TARGET_DEADLINE, opening).await {
         Ok(Ok(opened)) => Ok(opened),
-        Ok(Err(fault)) if fault.class == FaultClass::NotConnected => Err(unreachable(&fault.message)),
-        Ok(Err(fault)) => Err(fault),
-        Err(_) => Err(unreachable("no answer in 15 s")),
+        Ok(Err(fault)) if fault.class == FaultClass::NotConnected => {
+            Err(at_target(unreachable(&fault.message)))
+        }
+        Ok(Err(fault)) => Err(at_target(fault)),
+        Err(_) => Err(at_target(unreachable("no answer in 15 s"))),
     }
+}
+
+/// Says that it happened between here and the target.
+fn at_target(mut fault: Fault) -> Fault {
+    fault.message = format!("{}: {}", channel::TO_TARGET, fault.message);
+    fault
 }
 
 struct Lane {
@@ -221,7 +232,7 @@ impl Lane {
             let envelope = match packed.try_recv() {
                 Ok(envelope) => envelope,
                 Err(_) => {
-                    target.flush().await?;
+                    target.flush().await.map_err(at_target)?;
                     match packed.recv().await {
                         Some(envelope) => envelope,
                         None => std::future::pending().await,
@@ -229,11 +240,16 @@ impl Lane {
                 }
             };
             let (number, length) = (envelope.head.identity.number, envelope.len() as u64);
+            if let Some(place) = self.means.pace.ask(self.machine, length) {
+                // What went before is not held back by what follows it.
+                target.flush().await.map_err(at_target)?;
+                place.turn().await;
+            }
             self.sent.sending(number);
             self.on_way().push_back((number.0, length));
             self.gauge.on_way.fetch_add(length, Ordering::Relaxed);
             let newest = envelope.head.last_time.micros();
-            target.frame(&envelope).await?;
+            target.frame(&envelope).await.map_err(at_target)?;
             self.gauge.forwarded.fetch_add(length, Ordering::Relaxed);
             self.gauge.forwarded_time.fetch_max(newest, Ordering::Relaxed);
         }
@@ -244,10 +260,10 @@ impl Lane {
         mut from_target: Receiver,
         to_agent: &Mutex<Option<Sender>>,
     ) -> Result<(), Fault> {
-        while let Some(message) = from_target.next().await? {
+        while let Some(message) = from_target.next().await.map_err(at_target)? {
             match message {
                 Message::Ack(ack) => {
-                    self.sent.check(ack.number).map_err(|fault| *fault)?;
+                    self.sent.check(ack.number).map_err(|fault| at_target(*fault))?;
                     if let Some(agent) = to_agent.lock().await.as_mut() {
                         agent.ack(ack).await?;
                     }
@@ -255,14 +271,15 @@ impl Lane {
                     self.gauge.acknowledged_time.store(ack.newest.micros(), Ordering::Relaxed);
                     self.arrived(ack.number);
                 }
-                Message::Refused(fault) => return Err(fault),
-                Message::Frame(_) => return Err(unexpected()),
+                Message::Refused(fault) => return Err(at_target(fault)),
+                Message::Frame(_) => return Err(at_target(unexpected())),
             }
         }
-        Err(Fault::new(FaultClass::NotConnected, "target.gone", "the master target closed the stream")
+        let gone = Fault::new(FaultClass::NotConnected, "target.gone", "the master target closed the stream")
             .affects("new changes wait at the source")
             .spares("writes of the machine, and all recovery points")
-            .remedy("nothing: it is opened again"))
+            .remedy("nothing: it is opened again");
+        Err(at_target(gone))
     }
 
     fn on_way(&self) -> std::sync::MutexGuard<'_, VecDeque<(u64, u64)>> {

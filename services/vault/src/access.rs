@@ -90,6 +90,7 @@ impl OperatorRole {
                         | K::Resume
                         | K::Resync
                         | K::RetryNow
+                        | K::Move
                         | K::TestFailover
                         | K::Cleanup
                         | K::Bookmark
@@ -118,6 +119,7 @@ impl OperatorRole {
                             | K::Pause
                             | K::Resume
                             | K::Resync
+                            | K::Move
                             | K::Bookmark
                             | K::Pin
                             | K::Acknowledge

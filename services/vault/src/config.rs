@@ -65,6 +65,8 @@ pub struct Thresholds {
     pub volume_full: (Duration, Duration),
     /// A server whose clock is off by more is a warning.
     pub clock_offset: Duration,
+    /// A process server that is away this long is lost: machines that cannot reach it either are moved to another one.
+    pub relay_lost: Duration,
 }
 
 impl Default for Thresholds {
@@ -77,6 +79,7 @@ impl Default for Thresholds {
             buffer_full: (Duration::from_secs(600), Duration::from_secs(120)),
             volume_full: (Duration::from_secs(24 * 3600), Duration::from_secs(2 * 3600)),
             clock_offset: Duration::from_secs(5),
+            relay_lost: Duration::from_secs(30),
         }
     }
 }

@@ -46,6 +46,8 @@ pub(crate) struct ServerLive {
     pub(crate) load: Option<pb::Load>,
     pub(crate) spool: Option<(u64, u64)>,
     pub(crate) bytes_per_sec: Option<u64>,
+    /// How fast it may send, all machines together.
+    pub(crate) limit_bytes_per_sec: Option<u64>,
     pub(crate) symptoms: Vec<Symptom>,
     pub(crate) spool_fill: Fill,
     pub(crate) volume_fill: VolumeFill,

@@ -9,6 +9,7 @@
 use crate::coordination::reports;
 use crate::core::Core;
 use crate::estate::{Estate, MachineEntry, ServerEntry, agent_of};
+use crate::jobs::plan::quoted;
 use crate::project;
 use crate::store::StoreError;
 use crate::store::news::AlertRow;
@@ -52,6 +53,9 @@ pub(crate) async fn run(core: Arc<Core>, every: Duration) {
         core.publish(&machines, &servers);
         if let Err(error) = crate::jobs::starts::begin_due(&core).await {
             tracing::error!("first copies that are due did not begin: {error}");
+        }
+        if let Err(error) = crate::relays::heed_losses(&core).await {
+            tracing::error!("machines of a lost process server were not moved: {error}");
         }
         if let Err(error) = alerts(&core, &mut since).await {
             tracing::error!("alerts were not stored: {error}");
@@ -199,6 +203,15 @@ fn machine_symptoms(core: &Core, estate: &Estate, entry: &MachineEntry, now: Tim
     if !replicating {
         return found;
     }
+    // Asked for and not done is worse than not asked for: nobody may take it for done.
+    if estate.policies.get(&protection.policy).is_some_and(|policy| policy.policy.encryption) {
+        found.push(symptom(
+            "encryption.absent",
+            Health::Warning,
+            "its policy asks for encryption at rest, which this version does not do: what is kept is not sealed".into(),
+            "encrypt the volumes of its process server and master target, and set encryption to false",
+        ));
+    }
     away(core, estate, agent_of(entry.row.id), "agent", &mut found, now);
     away(core, estate, protection.process_server, "process-server", &mut found, now);
     away(core, estate, protection.master_target, "target", &mut found, now);
@@ -224,12 +237,25 @@ fn machine_symptoms(core: &Core, estate: &Estate, entry: &MachineEntry, now: Tim
             ));
         }
         if let Some(fault) = &agent.channel_fault {
-            found.push(symptom(
-                "channel.down",
-                Health::Warning,
-                shown(&fault.message),
-                "it is tried again; retry-now tries at once",
-            ));
+            let retry = format!("continuum retry {}", quoted(&entry.row.name));
+            let said = if fault.remedy.is_empty() {
+                "see the log of the agent".into()
+            } else {
+                shown(&fault.remedy)
+            };
+            // Without a next time it waits for a person.
+            found.push(if agent.next_retry_us > 0 {
+                let remedy = format!("{said}; {retry} tries at once");
+                symptom("channel.down", Health::Warning, shown(&fault.message), &remedy)
+            } else {
+                let remedy = format!("{said}; then: {retry}");
+                symptom(
+                    "channel.refused",
+                    Health::Critical,
+                    format!("{}; it is not tried again by itself", shown(&fault.message)),
+                    &remedy,
+                )
+            });
         }
         buffer("staging", agent.staged_bytes, agent.staged_bytes_max, core, &mut found);
         let free = estate.servers.get(&agent_of(entry.row.id)).and_then(|server| server.live.load.as_ref());

@@ -30,6 +30,7 @@ mod measure;
 mod operator;
 mod plans;
 mod project;
+mod relays;
 mod report;
 mod store;
 mod truth;

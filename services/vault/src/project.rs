@@ -3,7 +3,7 @@
 //! Pure: rows and live values in, messages out. Names and foreign texts pass raw; whoever shows them
 //! escapes them.
 
-use crate::estate::{Estate, JobEntry, MachineEntry, ServerEntry, machine_of};
+use crate::estate::{Estate, JobEntry, MachineEntry, ServerEntry, agent_of, machine_of};
 use crate::jobs::plan::JobKind;
 use crate::store::inventory::Protection;
 use crate::store::inventory::{DiskRow, PointRow, PolicyRow, ProbeRow, ServedDisk, SiteRow};
@@ -151,6 +151,7 @@ pub(crate) fn server(entry: &ServerEntry, estate: &Estate) -> pb::Server {
         volume_full_seconds: live.volume_until(),
         machines: if agent { u32::from(agent_report.is_some()) } else { estate.carried_by(row.id) as u32 },
         machine: agent_report.map(|machine| machine.row.name.clone()).unwrap_or_default(),
+        limit_bytes_per_sec: live.limit_bytes_per_sec.filter(|_| live.connected),
     }
 }
 
@@ -197,6 +198,15 @@ pub(crate) fn machine(entry: &MachineEntry, estate: &Estate, now: Timestamp) -> 
         message.sent_bytes_total = Some(agent.sent_bytes_total);
     }
     let Some(protection) = &row.protection else { return message };
+    if let Some((agent, _)) = live.agent.as_ref().filter(|_| estate.connected(agent_of(row.id))) {
+        message.link_fault = agent.channel_fault.clone();
+        message.next_retry_us =
+            Some(agent.next_retry_us).filter(|at| *at > 0 && agent.channel_fault.is_some());
+    }
+    if let Some((relay, _)) = live.relay.as_ref().filter(|_| estate.connected(protection.process_server)) {
+        message.limit_bytes_per_sec = relay.limit_bytes_per_sec;
+        message.held_by = relay.held_by.clone();
+    }
     message.protected = true;
     message.state = protection.state.name().to_owned();
     message.state_reason = reason(&protection.state);

@@ -54,6 +54,10 @@ const ALIVE_EVERY: Duration = Duration::from_secs(5);
 /// A side that waits and hears nothing for this long gives up.
 pub const SILENCE: Duration = Duration::from_secs(20);
 
+/// How the message of a fault begins that happened between a process server and its master target: the agent tells it
+/// as its own, and people must know which hop to look at.
+pub const TO_TARGET: &str = "process server → master target";
+
 /// Who wants to send what.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Hello {

@@ -13,5 +13,6 @@ mod partition;
 mod planned;
 mod plans;
 mod prove;
+mod relays;
 mod resync;
 mod truth;

@@ -201,6 +201,8 @@ actions! {
     Commit,
     /// Tries again what failed.
     RetryNow,
+    /// Has another process server relay a machine.
+    Move,
     /// Stops a job.
     CancelJob,
     /// Runs a failed job again.
@@ -559,6 +561,15 @@ pub const REGISTRY: &[Entry] = &[
         needs: Needs::Order("retry-now"),
         command: "continuum retry {machine}",
         ..entry(Action::RetryNow, "order.retry-now", "try again now what failed")
+    },
+    Entry {
+        keys: &[(Menu, "m")],
+        words: &["move"],
+        argument: Argument::Machine,
+        needs: Needs::Order("move"),
+        risk: Risk::Ask,
+        command: "continuum move {machine}",
+        ..entry(Action::Move, "order.move", "move to another process server")
     },
     Entry {
         keys: &[(Menu, "u")],

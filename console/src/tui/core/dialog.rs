@@ -471,6 +471,8 @@ impl Dialog {
                 Order::Failover(pb::FailoverOrder { kind: "planned".into(), point: String::new() })
             }
             (Action::Commit, _) => Order::Commit(pb::Commit {}),
+            // Which one is the vault's to choose; the verb names one.
+            (Action::Move, _) => Order::MoveMachine(pb::MoveMachine { process_server: String::new() }),
             (Action::RetryNow, _) => Order::RetryNow(pb::RetryNow {}),
             (Action::CancelJob, _) => Order::CancelJob(pb::CancelJob { job: object }),
             (Action::Proceed, _) => Order::Proceed(pb::Proceed { job: object }),

@@ -368,6 +368,7 @@ fn harmless_machine(machine: &mut pb::Machine) {
         &mut machine.test_state,
         &mut machine.estimate_note,
         &mut machine.phase,
+        &mut machine.held_by,
     ]);
     for hop in &mut machine.hops {
         harmless([&mut hop.name, &mut hop.note]);
@@ -375,6 +376,7 @@ fn harmless_machine(machine: &mut pb::Machine) {
     for spike in &mut machine.spikes {
         harmless([&mut spike.hop, &mut spike.cause]);
     }
+    machine.link_fault.iter_mut().for_each(harmless_fault);
     harmless_symptoms(&mut machine.symptoms);
     harmless_disks(&mut machine.disks);
     if let Some(test) = &mut machine.test {
@@ -390,6 +392,17 @@ fn harmless_machine(machine: &mut pb::Machine) {
     }
 }
 
+fn harmless_fault(fault: &mut pb::Fault) {
+    harmless([
+        &mut fault.code,
+        &mut fault.message,
+        &mut fault.affected,
+        &mut fault.unaffected,
+        &mut fault.remedy,
+        &mut fault.correlation,
+    ]);
+}
+
 /// Makes the texts of a job harmless.
 pub fn harmless_job(job: &mut pb::Job) {
     harmless([
@@ -403,16 +416,7 @@ pub fn harmless_job(job: &mut pb::Job) {
     for step in &mut job.steps {
         harmless([&mut step.name, &mut step.state, &mut step.detail]);
     }
-    if let Some(fault) = &mut job.fault {
-        harmless([
-            &mut fault.code,
-            &mut fault.message,
-            &mut fault.affected,
-            &mut fault.unaffected,
-            &mut fault.remedy,
-            &mut fault.correlation,
-        ]);
-    }
+    job.fault.iter_mut().for_each(harmless_fault);
     for machine in &mut job.machines {
         harmless([&mut machine.name, &mut machine.note]);
         harmless_disks(&mut machine.disks);

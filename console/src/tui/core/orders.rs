@@ -314,6 +314,7 @@ pub fn begin(state: &mut State, action: Action, argument: &str) -> Vec<Effect> {
                         machine: subject.machine.clone(),
                         order: asked.into(),
                         point: dialog.point.clone(),
+                        ..Default::default()
                     },
                 ));
             }
@@ -347,6 +348,7 @@ const fn asks_readiness(action: Action) -> Option<&'static str> {
         Action::PlannedFailover => Some("planned-failover"),
         Action::Commit => Some("commit"),
         Action::Unprotect => Some("unprotect"),
+        Action::Move => Some("move"),
         _ => None,
     }
 }

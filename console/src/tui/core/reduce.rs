@@ -663,6 +663,7 @@ pub fn act(state: &mut State, action: Action, argument: &str) -> Vec<Effect> {
         | A::Failover
         | A::Commit
         | A::RetryNow
+        | A::Move
         | A::CancelJob
         | A::RetryJob
         | A::Proceed

@@ -130,6 +130,9 @@ fn of_server(state: &State, server: &pb::Server, canvas: &Canvas<'_>, wide: usiz
         lines.push(pair("Machine", &server.machine, Role::Text));
     }
     lines.push(pair("Serves", text::count(server.machines as usize, "machine"), Role::Text));
+    if let Some(limit) = server.limit_bytes_per_sec {
+        lines.push(pair("May send", format!("{}/s, all machines together", text::bytes(limit)), Role::Text));
+    }
     lines.push(pair(
         "Address",
         if server.address.is_empty() { "does not listen" } else { &server.address },

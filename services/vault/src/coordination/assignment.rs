@@ -8,6 +8,7 @@ use crate::store::inventory::Protection;
 use continuum_model::id::ServerId;
 use continuum_model::protection::ProtectionState;
 use continuum_proto::v1 as pb;
+use continuum_wire::policy::limit_to_message;
 use pb::vault_message::Message;
 
 /// The assignment of a server; `None` for roles that have none.
@@ -86,6 +87,10 @@ fn process_server(estate: &Estate, server: ServerId) -> pb::ProcessServerAssignm
             target_address: target.row.address.clone(),
             target_id: target.row.id.to_string(),
             compression: policy.is_some_and(|policy| policy.policy.compression),
+            bandwidth: policy
+                .map(|policy| policy.policy.bandwidth.iter().map(limit_to_message).collect())
+                .unwrap_or_default(),
+            urgent: matches!(protection.state, ProtectionState::FailingOver { .. }),
         })
     });
     pb::ProcessServerAssignment { revision: 0, relays: relays.collect() }

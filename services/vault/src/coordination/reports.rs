@@ -350,6 +350,7 @@ fn process_server(core: &Arc<Core>, server: ServerId, mut report: pb::ProcessSer
         entry.live.spool = Some((report.spool_bytes, report.spool_bytes_max));
         entry.live.spool_fill.offer(now, report.spool_bytes);
         entry.live.bytes_per_sec = Some(report.out_bytes_per_sec);
+        entry.live.limit_bytes_per_sec = report.limit_bytes_per_sec;
     }
     for relay in report.relays {
         let Ok(id) = relay.machine_id.parse::<MachineId>() else { continue };

@@ -28,7 +28,7 @@ use crate::store::inventory::{BroughtUp, MachineRow, PointRow, Protection};
 use crate::store::jobs::{Facts, JobRow, Params};
 use crate::world::World;
 use continuum_model::fault::{Fault, FaultClass};
-use continuum_model::id::{PointId, ViewId};
+use continuum_model::id::{PointId, ServerId, ViewId};
 use continuum_model::protection::{Event, FailoverKind, ProtectionState, TestState};
 use continuum_model::time::Timestamp;
 use continuum_model::untrusted::shown;
@@ -63,6 +63,7 @@ named!(
         Pause = "pause",
         Resume = "resume",
         RetryNow = "retry-now",
+        Move = "move",
         Acknowledge = "acknowledge",
         SetPolicy = "set-policy",
         PlanDrill = "plan-test-failover",
@@ -126,6 +127,8 @@ pub(crate) enum Write {
     Move(Event),
     /// The same, where the table allows it now; nothing otherwise.
     MoveIfLegal(Event),
+    /// Another process server relays it.
+    ProcessServer(ServerId),
     /// The next epoch.
     Epoch,
     Fenced(bool),
@@ -166,6 +169,7 @@ impl JobKind {
         Self::Pin,
         Self::Verify,
         Self::RetryNow,
+        Self::Move,
         Self::Acknowledge,
         Self::SetPolicy,
         Self::Unprotect,
@@ -260,7 +264,12 @@ impl JobKind {
             Self::Resync => &[S::CompareAll, S::Resync],
             // A run's are its plan's.
             Self::PlanDrill | Self::PlanCleanup | Self::PlanFailover => &[],
-            Self::Pause | Self::Resume | Self::RetryNow | Self::Acknowledge | Self::SetPolicy => &[],
+            Self::Pause
+            | Self::Resume
+            | Self::RetryNow
+            | Self::Move
+            | Self::Acknowledge
+            | Self::SetPolicy => &[],
             Self::ApplyPlan | Self::CheckPlan | Self::DeletePlan => &[],
         }
     }
@@ -369,7 +378,9 @@ pub(crate) fn begin(
         // Where it waits for its time, this is to start it now.
         JobKind::Resume => vec![Write::StartAt(None), Write::Move(Event::Resume)],
         JobKind::Resync => Vec::new(),
-        JobKind::Commit | JobKind::RetryNow | JobKind::Acknowledge | JobKind::SetPolicy => Vec::new(),
+        JobKind::Commit | JobKind::RetryNow | JobKind::Move | JobKind::Acknowledge | JobKind::SetPolicy => {
+            Vec::new()
+        }
         // Those change no row of a machine.
         JobKind::PlanDrill
         | JobKind::PlanCleanup
@@ -483,6 +494,20 @@ pub(crate) fn possible(kind: JobKind, row: &MachineRow) -> Result<(), Fault> {
                 "wait until it is protected and not paused".into(),
             ),
         },
+        JobKind::Move => match protection.state {
+            ProtectionState::InitialReplication { .. }
+            | ProtectionState::InitialReplicationFailed { .. }
+            | ProtectionState::Protected { .. }
+            | ProtectionState::Resync { .. } => Ok(()),
+            _ => refuse(
+                "protection.not-replicating",
+                format!(
+                    "{name} is {}: nothing of it is relayed that could be moved",
+                    protection.state.name()
+                ),
+                "wait until it replicates".into(),
+            ),
+        },
         JobKind::RetryNow | JobKind::Pin | JobKind::Acknowledge | JobKind::SetPolicy => Ok(()),
         JobKind::PlanDrill
         | JobKind::PlanCleanup
@@ -525,6 +550,7 @@ pub(crate) fn leaves(kind: JobKind, job: &JobRow, reason: &str, clean: bool) -> 
         | JobKind::Resume
         | JobKind::Resync
         | JobKind::RetryNow
+        | JobKind::Move
         | JobKind::Acknowledge
         | JobKind::SetPolicy => Vec::new(),
         // What its machines' jobs leave is theirs.

@@ -75,6 +75,7 @@ pub(crate) async fn make(
                 row.last_drill_passed = passed;
             }
             Write::Epoch => row.epoch += 1,
+            Write::ProcessServer(server) => protect(&mut row)?.process_server = server,
             Write::Protect(protection) => row.protection = Some(*protection),
             Write::Move(event) => protect(&mut row)?.step(event, core, true)?,
             Write::MoveIfLegal(event) => {
@@ -94,7 +95,7 @@ pub(crate) async fn make(
     if row == before {
         return Ok(());
     }
-    for (kind, text) in told(&before, &row) {
+    for (kind, text) in told(core, &before, &row) {
         tx.add_event(core.event(kind, &row.name, row.id, text, by)).await?;
     }
     tx.save_machine(row).await?;
@@ -144,7 +145,7 @@ fn protect(row: &mut MachineRow) -> Result<&mut Protection, Refused> {
 }
 
 /// What changed, in words.
-fn told(before: &MachineRow, after: &MachineRow) -> Vec<(&'static str, String)> {
+fn told(core: &Core, before: &MachineRow, after: &MachineRow) -> Vec<(&'static str, String)> {
     let mut told = Vec::new();
     let words = |row: &MachineRow| {
         row.protection.as_ref().map_or_else(
@@ -170,6 +171,14 @@ fn told(before: &MachineRow, after: &MachineRow) -> Vec<(&'static str, String)> 
     let test = |row: &MachineRow| row.protection.as_ref().map_or("none", |protection| protection.test.name());
     if test(before) != test(after) {
         told.push(("test", format!("test failover {}", test(after))));
+    }
+    let relay = |row: &MachineRow| row.protection.as_ref().map(|protection| protection.process_server);
+    if let (Some(was), Some(is)) = (relay(before), relay(after))
+        && was != is
+    {
+        let estate = core.estate();
+        let name = |server| shown(&estate.server_name(server));
+        told.push(("process-server", format!("relayed by {} → {}", name(was), name(is))));
     }
     if before.epoch != after.epoch {
         told.push(("epoch", format!("epoch {} issued: earlier writers are refused", after.epoch)));

@@ -6,6 +6,7 @@ use crate::estate::{Estate, MachineEntry, agent_of};
 use crate::jobs::plan::{self, JobKind, quoted};
 use crate::jobs::steps::note_of_gap;
 use crate::project;
+use crate::relays;
 use continuum_model::fault::{Fault, FaultClass};
 use continuum_model::id::{MachineId, ServerId};
 use continuum_model::time::Timestamp;
@@ -160,6 +161,17 @@ pub(crate) async fn report(
         } else {
             server_checks(kind, entry, &estate, core.world.now(), &mut checks);
         }
+        if kind == JobKind::Move && entry.row.protection.is_some() {
+            checks.push(match relays::chosen(&estate, entry, &request.process_server) {
+                Ok(server) => {
+                    let carries = estate.carried_by(server);
+                    let said =
+                        format!("{} is connected and carries {carries}", shown(&estate.server_name(server)));
+                    check("process-server", "ok", &said, "")
+                }
+                Err(fault) => check("process-server", "failed", &fault.message, &fault.remedy),
+            });
+        }
         (entry.row.clone(), project::forecast_for(&estate, entry.row.id, kind.name(), None))
     };
     let point = if request.point.is_empty() { "latest" } else { &request.point };
@@ -194,7 +206,11 @@ pub(crate) async fn report(
             let name = quoted(&row.name);
             format!("continuum failover {name} --planned --yes --confirm {name}")
         } else {
-            command(kind, &row.name, point)
+            let mut command = command(kind, &row.name, point);
+            if kind == JobKind::Move && !request.process_server.is_empty() {
+                command.push_str(&format!(" --process-server {}", quoted(&request.process_server)));
+            }
+            command
         },
         machine_version: row.version,
     })
@@ -454,6 +470,9 @@ fn summary(kind: JobKind, name: &str, preview: Option<&pb::PreviewReply>) -> Str
             "all of {name} is compared with its replica and what differs is sent; all recovery points stay, and no new ones come until it is done"
         ),
         JobKind::Pin => format!("retention leaves this recovery point of {name} alone"),
+        JobKind::Move => format!(
+            "{name} replicates through another process server; what is on its way is sent again from the source, and no point is lost"
+        ),
         JobKind::RetryNow
         | JobKind::Acknowledge
         | JobKind::SetPolicy

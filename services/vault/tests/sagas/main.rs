@@ -8,6 +8,7 @@ mod fake;
 mod hostile;
 mod life;
 mod postgres;
+mod relays;
 mod watching;
 
 use continuum_model::fault::Fault;

@@ -29,6 +29,7 @@ pub(super) fn kind_of(order: &Order) -> JobKind {
         Order::Commit(_) => JobKind::Commit,
         Order::Verify(_) => JobKind::Verify,
         Order::PinPoint(_) => JobKind::Pin,
+        Order::MoveMachine(_) => JobKind::Move,
         Order::AcknowledgeAlert(_) => JobKind::Acknowledge,
         Order::SetPolicy(_) => JobKind::SetPolicy,
         Order::ApplyPlan(order) if order.dry_run => JobKind::CheckPlan,
@@ -177,6 +178,12 @@ pub(super) fn asked(order: &Order, now: Timestamp) -> Result<Asked, Fault> {
         Order::Pause(_) => "pause replication".to_owned(),
         Order::Resume(_) => "resume replication".to_owned(),
         Order::RetryNow(_) => "try connections again now".to_owned(),
+        Order::MoveMachine(order) if order.process_server.is_empty() => {
+            "move to another process server of its site".to_owned()
+        }
+        Order::MoveMachine(order) => {
+            format!("move to process server {}", shown(&limited(&order.process_server, NAME_BYTES_MAX)))
+        }
         Order::AcknowledgeAlert(order) => format!("acknowledge alert {}", shown(&order.alert)),
         Order::SetPolicy(order) => {
             format!(

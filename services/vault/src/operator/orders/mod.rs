@@ -22,6 +22,7 @@ use crate::core::Core;
 use crate::estate::agent_of;
 use crate::jobs::plan::{self, JobKind, Write, quoted};
 use crate::jobs::{engine, writes};
+use crate::relays;
 use crate::store::inventory::{MachineRow, PolicyRow, Protection};
 use crate::store::jobs::{Facts, JobRow, Params, StepRow};
 use crate::store::{StoreError, Tx, hex};
@@ -162,6 +163,12 @@ async fn begin(
             } else {
                 changes.clear();
             }
+        }
+        if let Order::MoveMachine(order) = order {
+            plan::possible(JobKind::Move, row)?;
+            let estate = core.estate();
+            let entry = estate.machines.get(&row.id).ok_or_else(|| no_machine(&request.machine))?;
+            changes.push(Write::ProcessServer(relays::chosen(&estate, entry, &order.process_server)?));
         }
         let (more, begun) = plan::begin(asked.kind, &asked.params, row, id, &core.world)?;
         changes.extend(more);
