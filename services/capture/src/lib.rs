@@ -5,6 +5,7 @@
 //! - [`ranges`]: range locks: overlapping I/O in one order, the rest beside one another
 //! - [`bits`], [`map`]: the change map and its file; [`activity`]: what makes it survive a power cut; [`kept`]: such files
 //! - [`feed`]: the state machine of a feed: records, frames, acknowledgements, modes. No threads
+//! - [`hold`]: acknowledgements that wait, so that several machines cut one barrier
 //! - [`staging`], [`progress`]: what survives of a feed when its process dies
 //! - [`source`]: one machine with all its disks, as the agent drives it
 //! - [`splitter`]: a guest's requests; [`background`]: the threads beside it; [`scan`]: digests while it runs
@@ -20,6 +21,7 @@ pub mod block_server;
 pub mod compare;
 pub mod disk;
 pub mod feed;
+pub mod hold;
 pub mod kept;
 pub mod map;
 pub mod nbd;
@@ -38,4 +40,5 @@ pub use block_server::BlockServer;
 pub use compare::ReplicaSums;
 pub use disk::{FileDisk, SourceDisk};
 pub use feed::{AckAhead, Connected, Next, ReplicaState};
-pub use source::{Source, SourceConfig, SourceError, SourceStatus};
+pub use hold::{Held, Ticket};
+pub use source::{Cut, Source, SourceConfig, SourceError, SourceStatus};

@@ -97,6 +97,7 @@ impl OperatorRole {
                         | K::PlanDrill
                         | K::PlanCleanup
                         | K::CheckPlan
+                        | K::GroupBookmark
                 )
         );
         match self {
@@ -122,6 +123,9 @@ impl OperatorRole {
                             | K::ApplyPlan
                             | K::CheckPlan
                             | K::DeletePlan
+                            | K::SetGroup
+                            | K::DeleteGroup
+                            | K::GroupBookmark
                     )
             ),
             Self::Owner => true,

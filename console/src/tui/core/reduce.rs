@@ -655,6 +655,7 @@ pub fn act(state: &mut State, action: Action, argument: &str) -> Vec<Effect> {
         | A::Pause
         | A::Resume
         | A::Bookmark
+        | A::AppBookmark
         | A::Pin
         | A::Verify
         | A::TestFailover

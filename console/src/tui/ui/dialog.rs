@@ -159,6 +159,9 @@ fn plainly(open: &Dialog) -> &'static str {
         Action::Verify => "Both sides are read and compared at one moment. The machine is not slowed.",
         Action::Cleanup => "The drill's machine is stopped; its disks and what it wrote are removed.",
         Action::Bookmark => "This moment gets a name and is listed among the points.",
+        Action::AppBookmark => {
+            "The machine's own hooks hold its applications for a moment; what fails there makes a plain bookmark."
+        }
         Action::Protect => "Replication begins; the first copy takes its time.",
         Action::CancelJob => "The job is stopped, and what it did is undone.",
         _ => "The vault is asked to do this.",

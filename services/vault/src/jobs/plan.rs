@@ -12,6 +12,7 @@
 //! verify         digest source → await target → digest replica → compare
 //! bookmark       barrier → await target → listed
 //! pin            mark
+//! group-bookmark group-barrier → group-listed
 //! plan-test-failover, plan-failover   for each group of the plan: bring up → a manual action, where there is one;
 //!                                     then report
 //! plan-cleanup   clean up all → report
@@ -68,6 +69,9 @@ named!(
         ApplyPlan = "apply-plan",
         CheckPlan = "check-plan",
         DeletePlan = "delete-plan",
+        SetGroup = "set-group",
+        DeleteGroup = "delete-group",
+        GroupBookmark = "group-bookmark",
     }
 );
 
@@ -109,6 +113,8 @@ named!(
         StopSource = "stop-source",
         Manual = "manual",
         Report = "report",
+        GroupBarrier = "group-barrier",
+        GroupListed = "group-listed",
     }
 );
 
@@ -144,7 +150,7 @@ pub(crate) enum Write {
 
 impl JobKind {
     /// All of them.
-    pub(crate) const ALL: [Self; 20] = [
+    pub(crate) const ALL: [Self; 23] = [
         Self::Protect,
         Self::TestFailover,
         Self::Cleanup,
@@ -165,6 +171,9 @@ impl JobKind {
         Self::ApplyPlan,
         Self::CheckPlan,
         Self::DeletePlan,
+        Self::SetGroup,
+        Self::DeleteGroup,
+        Self::GroupBookmark,
     ];
 
     /// Whether it is about a plan, and about no single machine.
@@ -178,6 +187,11 @@ impl JobKind {
                 | Self::CheckPlan
                 | Self::DeletePlan
         )
+    }
+
+    /// Whether it is about a consistency group, and about no single machine.
+    pub(crate) const fn is_about_groups(self) -> bool {
+        matches!(self, Self::SetGroup | Self::DeleteGroup | Self::GroupBookmark)
     }
 
     /// What a run of a plan orders for each machine.
@@ -251,6 +265,8 @@ impl JobKind {
             Self::PlanDrill | Self::PlanCleanup | Self::PlanFailover => &[],
             Self::Pause | Self::Resume | Self::RetryNow | Self::Acknowledge | Self::SetPolicy => &[],
             Self::ApplyPlan | Self::CheckPlan | Self::DeletePlan => &[],
+            Self::SetGroup | Self::DeleteGroup => &[],
+            Self::GroupBookmark => &[S::GroupBarrier, S::GroupListed],
         }
     }
 
@@ -357,7 +373,10 @@ pub(crate) fn begin(
         | JobKind::PlanFailover
         | JobKind::ApplyPlan
         | JobKind::CheckPlan
-        | JobKind::DeletePlan => Vec::new(),
+        | JobKind::DeletePlan
+        | JobKind::SetGroup
+        | JobKind::DeleteGroup
+        | JobKind::GroupBookmark => Vec::new(),
     };
     Ok((writes, facts))
 }
@@ -460,7 +479,10 @@ pub(crate) fn possible(kind: JobKind, row: &MachineRow) -> Result<(), Fault> {
         | JobKind::PlanFailover
         | JobKind::ApplyPlan
         | JobKind::CheckPlan
-        | JobKind::DeletePlan => Ok(()),
+        | JobKind::DeletePlan
+        | JobKind::SetGroup
+        | JobKind::DeleteGroup
+        | JobKind::GroupBookmark => Ok(()),
     }
 }
 
@@ -503,12 +525,18 @@ pub(crate) fn leaves(kind: JobKind, job: &JobRow, reason: &str, clean: bool) -> 
         | JobKind::PlanFailover
         | JobKind::ApplyPlan
         | JobKind::CheckPlan
-        | JobKind::DeletePlan => Vec::new(),
+        | JobKind::DeletePlan
+        | JobKind::SetGroup
+        | JobKind::DeleteGroup
+        | JobKind::GroupBookmark => Vec::new(),
     }
 }
 
 /// A failover that stops its source, as an order is called.
 pub(crate) const PLANNED_FAILOVER: &str = "planned-failover";
+
+/// A bookmark with the machine's hooks around it, as an order is called.
+pub(crate) const APP_BOOKMARK: &str = "app-bookmark";
 
 /// The orders that are possible now, as the operator API names them.
 pub(crate) fn orders(entry: &MachineEntry, estate: &Estate) -> Vec<&'static str> {
@@ -520,16 +548,25 @@ pub(crate) fn orders(entry: &MachineEntry, estate: &Estate) -> Vec<&'static str>
     }) && estate.connected(crate::estate::agent_of(entry.row.id))
         && !under_way.iter().any(|other| JobKind::Failover.conflicts(*other));
     let planned = planned.then_some(PLANNED_FAILOVER);
+    let hooked = entry.live.app_consistent
+        && possible(JobKind::Bookmark, &entry.row).is_ok()
+        && !under_way.iter().any(|other| JobKind::Bookmark.conflicts(*other));
+    let hooked = hooked.then_some(APP_BOOKMARK);
     JobKind::ALL
         .into_iter()
         // Those are about an alert and about a point, not about the machine.
-        .filter(|kind| !matches!(kind, JobKind::Acknowledge | JobKind::Pin) && !kind.is_about_plans())
+        .filter(|kind| {
+            !matches!(kind, JobKind::Acknowledge | JobKind::Pin)
+                && !kind.is_about_plans()
+                && !kind.is_about_groups()
+        })
         .filter(|kind| protected || *kind == JobKind::Protect)
         .filter(|kind| {
             possible(*kind, &entry.row).is_ok() && !under_way.iter().any(|other| kind.conflicts(*other))
         })
         .map(JobKind::name)
         .chain(planned)
+        .chain(hooked)
         .collect()
 }
 
