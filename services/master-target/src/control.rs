@@ -365,6 +365,7 @@ fn point_to_proto(point: &PointInfo) -> pb::Point {
         }),
         position: point.position.0,
         locked_until_us: point.mark.lock.map(|lock| lock.until.micros()),
+        group: String::new(),
     }
 }
 

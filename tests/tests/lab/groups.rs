@@ -228,7 +228,7 @@ fn points_that_machines_share_are_one_state_of_all_and_a_member_that_hangs_holds
         (points, log, stuck)
     });
     assert!(stuck < Duration::from_secs(30), "a write waited for another machine: {stuck:?}");
-    let history = History::read(&[&log]).expect("the log");
+    let history = History::read(&[log.as_path()]).expect("the log");
     assert!(history.writes.len() > 100);
     let mut states = Vec::new();
     for point in &points {

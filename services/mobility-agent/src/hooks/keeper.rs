@@ -11,6 +11,7 @@
 //! and everything it did is on its disks; on `thaw`, on the end of the connection, and after these milliseconds it goes on,
 //! and answers `thawed`, or `late` where it had gone on before. One line each.
 
+use continuum_capture::freeze::{self, Frozen, Watchdog};
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde::{Deserialize, Serialize};
@@ -105,9 +106,8 @@ pub fn main() -> io::Result<()> {
     })?;
     let _lock = mark(&spec)?;
     let mut work = Work { spec: &spec, output: String::new(), frozen: Vec::new() };
-    if spec.undo {
-        work.frozen = work.freezers();
-    } else {
+    // What the other keeper froze goes on by itself, or by its watchdog: what is left to do is the script.
+    if !spec.undo {
         match work.begin() {
             Ok(until) => {
                 say(&Said::Frozen { until_us: u64::try_from(until.as_micros()).unwrap_or(0) });
@@ -150,15 +150,20 @@ trait Freeze {
 struct Work<'a> {
     spec: &'a Spec,
     output: String,
-    frozen: Vec<Box<dyn Freeze>>,
+    frozen: Vec<Box<dyn Freeze + 'a>>,
 }
 
-impl Work<'_> {
-    fn freezers(&self) -> Vec<Box<dyn Freeze>> {
-        let mounts = self.spec.freeze.iter().map(|mount| Box::new(Mount(mount.clone())) as Box<dyn Freeze>);
-        let socket = self.spec.socket.iter();
-        // Applications first: they write to file systems until they hold still.
-        socket.map(|path| Box::new(Application::new(path.clone())) as Box<dyn Freeze>).chain(mounts).collect()
+impl<'a> Work<'a> {
+    /// Applications first: they write to file systems until they hold still.
+    fn freezers(&self) -> Vec<Box<dyn Freeze + 'a>> {
+        let mut freezers: Vec<Box<dyn Freeze + 'a>> = Vec::new();
+        if let Some(path) = &self.spec.socket {
+            freezers.push(Box::new(Application::new(path.clone())));
+        }
+        if !self.spec.freeze.is_empty() {
+            freezers.push(Box::new(Mounts { spec: self.spec, frozen: None }));
+        }
+        freezers
     }
 
     /// Returns until when it stays frozen.
@@ -246,28 +251,32 @@ fn run(mut command: Command, most: Duration) -> (Result<(), String>, String) {
     (ended, output)
 }
 
-/// A mounted file system, frozen by `fsfreeze`.
-struct Mount(PathBuf);
+/// Mounted file systems, in the order in which they are named. Should this process die, too, `capture`'s own watchdog
+/// thaws them.
+struct Mounts<'a> {
+    spec: &'a Spec,
+    frozen: Option<Frozen>,
+}
 
-impl Mount {
-    fn fsfreeze(&self, what: &str, flag: &str) -> Result<(), String> {
-        let mut command = Command::new("fsfreeze");
-        command.arg(flag).arg(&self.0);
-        run(command, STEP).0.map_err(|why| format!("{} was not {what}: fsfreeze {why}", self.0.display()))
+impl Freeze for Mounts<'_> {
+    fn freeze(&mut self, most: Duration) -> Result<(), String> {
+        let own: Vec<PathBuf> = self.spec.marker.parent().map(Path::to_owned).into_iter().collect();
+        let frozen = Watchdog::ourselves()
+            .map_err(|error| error.to_string())
+            .and_then(|watchdog| freeze::freeze(&self.spec.freeze, &own, &watchdog, most).map_err(|error| chain(&error)));
+        self.frozen = Some(frozen?);
+        Ok(())
+    }
+    fn thaw(&mut self) -> Result<(), String> {
+        match self.frozen.take() {
+            Some(frozen) => frozen.thaw().map(drop).map_err(|error| chain(&error)),
+            None => Ok(()),
+        }
     }
 }
 
-impl Freeze for Mount {
-    fn freeze(&mut self, _: Duration) -> Result<(), String> {
-        self.fsfreeze("frozen", "--freeze")
-    }
-    fn thaw(&mut self) -> Result<(), String> {
-        match self.fsfreeze("thawed", "--unfreeze") {
-            // It was not frozen, or somebody else thawed it.
-            Err(why) if why.contains("Invalid argument") => Ok(()),
-            ended => ended,
-        }
-    }
+fn chain(error: &dyn std::error::Error) -> String {
+    error.source().map_or_else(|| error.to_string(), |source| format!("{error}: {source}"))
 }
 
 /// An application that holds still by itself.
