@@ -261,9 +261,9 @@ struct Mounts<'a> {
 impl Freeze for Mounts<'_> {
     fn freeze(&mut self, most: Duration) -> Result<(), String> {
         let own: Vec<PathBuf> = self.spec.marker.parent().map(Path::to_owned).into_iter().collect();
-        let frozen = Watchdog::ourselves()
-            .map_err(|error| error.to_string())
-            .and_then(|watchdog| freeze::freeze(&self.spec.freeze, &own, &watchdog, most).map_err(|error| chain(&error)));
+        let frozen = Watchdog::ourselves().map_err(|error| error.to_string()).and_then(|watchdog| {
+            freeze::freeze(&self.spec.freeze, &own, &watchdog, most).map_err(|error| chain(&error))
+        });
         self.frozen = Some(frozen?);
         Ok(())
     }
