@@ -251,6 +251,7 @@ impl Target {
             }
             Act::DropOtherPoints(_) => done("history stays within its retention"),
             Act::MakeBarrier(_)
+            | Act::MakeGroupPoint(_)
             | Act::ReconnectNow(_)
             | Act::SourceDigest(_)
             | Act::StopSource(_)

@@ -54,6 +54,9 @@ const QUEUE: usize = 64;
 /// The longest hold that is obeyed, whoever asks for it.
 pub const HOLD_MAX: Duration = Duration::from_secs(5);
 
+/// The way to a member.
+type ToMember = mpsc::Sender<Result<pb::LeaderMessage, Status>>;
+
 /// What is told to the vault.
 #[derive(Default)]
 struct Told {
@@ -70,7 +73,7 @@ pub(crate) struct Together {
     /// Where it listens, as others reach it.
     address: Mutex<String>,
     /// Members that joined, and the number of their connection.
-    joined: Mutex<HashMap<MachineId, (u64, mpsc::Sender<Result<pb::LeaderMessage, Status>>)>>,
+    joined: Mutex<HashMap<MachineId, (u64, ToMember)>>,
     /// What they answer; taken by the round that is under way.
     answers: mpsc::Sender<(MachineId, member_message::Message)>,
     inbox: tokio::sync::Mutex<mpsc::Receiver<(MachineId, member_message::Message)>>,

@@ -274,7 +274,7 @@ impl Core {
                         let gone = pb::Group { name: row.name, deleted: true, ..Default::default() };
                         entities.push(Any::Group(gone));
                     } else {
-                        let live = GroupLive { since: Some(now), ..GroupLive::default() };
+                        let live = GroupLive::since(now);
                         estate.groups.insert(row.name.clone(), GroupEntry { row, live });
                     }
                 }

@@ -52,6 +52,13 @@ pub(crate) struct GroupLive {
     pub(crate) since: Option<Timestamp>,
 }
 
+impl GroupLive {
+    /// Nothing was reported yet of a group that is as it is since then.
+    pub(crate) fn since(now: Timestamp) -> Self {
+        Self { since: Some(now), ..Self::default() }
+    }
+}
+
 impl Estate {
     /// The group of a machine.
     pub(crate) fn group_of(&self, machine: MachineId) -> Option<&GroupEntry> {
