@@ -8,6 +8,7 @@
 //! - [`hold`]: acknowledgements that wait, so that several machines cut one barrier
 //! - [`staging`], [`progress`]: what survives of a feed when its process dies
 //! - [`source`]: one machine with all its disks, as the agent drives it
+//! - [`interval`]: a source whose changes come in cycles, what its front end must hold to; `cycles`: who drives it
 //! - [`splitter`]: a guest's requests; [`background`]: the threads beside it; [`scan`]: digests while it runs
 //! - [`block_server`]: a source with its disks on NBD
 //! - [`freeze`]: file systems frozen for an instant, with a watchdog that thaws them
@@ -21,10 +22,12 @@ pub mod background;
 pub use continuum_model::bits;
 pub mod block_server;
 pub mod compare;
+mod cycles;
 pub mod disk;
 pub mod feed;
 pub mod freeze;
 pub mod hold;
+pub mod interval;
 pub mod kept;
 mod kernel;
 pub mod map;
@@ -43,6 +46,8 @@ pub mod staging;
 pub use block_server::BlockServer;
 pub use compare::ReplicaSums;
 pub use disk::{FileDisk, SourceDisk};
+pub use feed::interval::Intervals;
 pub use feed::{AckAhead, Connected, Next, ReplicaState};
 pub use hold::{Held, Ticket};
+pub use interval::ChangeTracker;
 pub use source::{Cut, Source, SourceConfig, SourceError, SourceStatus};

@@ -8,6 +8,7 @@ mod guests;
 mod headless;
 mod hooks;
 mod hostile;
+mod kvm;
 mod moments;
 mod partition;
 mod planned;

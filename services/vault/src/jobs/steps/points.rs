@@ -147,7 +147,7 @@ impl Ctx<'_> {
                 .to_owned(),
             name: self.job.params.name.clone(),
         });
-        let patience = if self.job.params.app_consistent { HOOKS } else { QUICK };
+        let patience = if self.job.params.app_consistent { HOOKS } else { SLOW };
         let Answer::Barrier(barrier) = self.ask(agent_of(row.id), "", act, patience).await? else {
             return Err(odd("the agent cut no barrier"));
         };

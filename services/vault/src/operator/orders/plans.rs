@@ -3,6 +3,7 @@
 use super::asked::Asked;
 use super::*;
 use crate::plans::{freeze, parse};
+use crate::store::jobs::FrozenPlan;
 use crate::store::plans::PlanRow;
 
 /// Whether an order about a plan is possible now; what a run needs is put into its parameters.
@@ -105,7 +106,8 @@ pub(super) async fn check(
             .remedy("see `continuum get groups`, or choose another point"));
         }
     }
-    asked.params.plan = Some(frozen);
+    let sha256 = crate::store::sha256(plan.text.as_bytes());
+    asked.params.plan = Some(FrozenPlan { version: plan.version, sha256, ..frozen });
     Ok(())
 }
 
