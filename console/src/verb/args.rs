@@ -139,6 +139,8 @@ Examples:
     #[command(after_help = "\
 Examples:
   continuum bookmark web-01 before-upgrade
+  continuum bookmark db-01 nightly --app-consistent   with the hooks of the machine's agent around it
+  continuum bookmark group/shop before-upgrade        one moment of all machines of the group
   continuum test-failover web-01 --point ID        with the id that `get points web-01` tells")]
     Bookmark(Bookmark),
     /// Keep a recovery point beyond its retention, or let it go again
@@ -219,9 +221,23 @@ Examples:
   continuum test-failover plan/shop
   continuum get plans")]
     Apply(Apply),
-    /// Delete a recovery plan; its machines stay as they are
-    #[command(after_help = "Examples:\n  continuum delete plan shop --yes --confirm shop")]
+    /// Delete a recovery plan or a consistency group; its machines stay as they are
+    #[command(
+        after_help = "Examples:\n  continuum delete plan shop --yes --confirm shop\n  continuum delete group shop"
+    )]
     Delete(Delete),
+    /// Make machines share recovery points, or set which and how often
+    #[command(after_help = "\
+All machines of a group cut a point at the same time, while none of them is told that a newer write is done: together
+they are in one state there. Such points are for `--point group:NAME`.
+
+Examples:
+  continuum group set shop --machines web-01,app-01,db-01 --every 60s
+  continuum get groups
+  continuum bookmark group/shop before-upgrade
+  continuum test-failover web-01 --point group:shop
+  continuum test-failover plan/shop --point group")]
+    Group(Group),
     /// Tell a run of a plan that what it waits for was done by hand
     #[command(after_help = "Examples:\n  continuum get jobs\n  continuum proceed JOB")]
     Proceed(Proceed),
@@ -392,6 +408,9 @@ pub enum Noun {
     /// Recovery plans
     #[value(name = "plans", alias = "plan")]
     Plans,
+    /// Consistency groups: machines that share recovery points
+    #[value(name = "groups", alias = "group")]
+    Groups,
 }
 
 impl Noun {
@@ -407,6 +426,7 @@ impl Noun {
             Self::Servers => "server",
             Self::Events => "event",
             Self::Plans => "plan",
+            Self::Groups => "group",
         }
     }
     /// Its name, for several.
@@ -421,6 +441,7 @@ impl Noun {
             Self::Servers => "servers",
             Self::Events => "events",
             Self::Plans => "plans",
+            Self::Groups => "groups",
         }
     }
 }
@@ -594,7 +615,7 @@ pub struct Unprotect {
 /// `bookmark`
 #[derive(Debug, Args)]
 pub struct Bookmark {
-    /// Which machine, by name or id
+    /// Which machine, by name or id; or group/NAME
     pub machine: String,
     /// What to call the moment
     pub name: String,
@@ -810,11 +831,61 @@ pub struct Delete {
     pub wait: Wait,
 }
 
+/// `group`
+#[derive(Debug, Args)]
+pub struct Group {
+    /// What.
+    #[command(subcommand)]
+    pub act: GroupAct,
+}
+
+/// What is done with a group.
+#[derive(Debug, Subcommand)]
+pub enum GroupAct {
+    /// Make it, or set its machines and times
+    Set(GroupSet),
+}
+
+/// `group set`
+#[derive(Debug, Args)]
+pub struct GroupSet {
+    /// Its name
+    pub name: String,
+    /// All its machines, by name or id; a machine is in one group
+    #[arg(long, value_delimiter = ',', required = true, value_name = "MACHINE,…")]
+    pub machines: Vec<String>,
+    /// How often they share a point, such as 60s, 5m, 1h; 0: only when asked
+    #[arg(long, default_value = "60s", value_parser = span)]
+    pub every: u64,
+    /// The longest that a write waits for the other machines, in milliseconds
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(10..=5000))]
+    pub hold_ms: u32,
+    /// Following.
+    #[command(flatten)]
+    pub wait: Wait,
+}
+
+/// Seconds from a text such as `60s`.
+fn span(text: &str) -> Result<u64, String> {
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(end);
+    let factor = match unit {
+        "" | "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        _ => return Err("write seconds, minutes or hours, such as 60s, 5m or 1h".into()),
+    };
+    let number: u64 = number.parse().map_err(|_| "write a number, such as 60s".to_owned())?;
+    number.checked_mul(factor).ok_or_else(|| "that is too long".to_owned())
+}
+
 /// What can be deleted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Deletable {
     /// A recovery plan
     Plan,
+    /// A consistency group; the points that were shared stay with each machine
+    Group,
 }
 
 /// `proceed`
@@ -1090,6 +1161,9 @@ pub enum RoleKind {
         /// An empty disk is formatted.
         #[arg(long)]
         format: bool,
+        /// Where it can be told to hold still.
+        #[arg(long)]
+        hook: Option<PathBuf>,
         /// Run as a machine of its own, in QEMU, with the kernel in this folder.
         #[arg(long)]
         machine: Option<PathBuf>,

@@ -138,6 +138,7 @@ pub fn point(p: &pb::Point) -> Doc {
         ("time", Doc::time(p.time_us)),
         ("kind", Doc::text(&p.kind)),
         ("name", Doc::text(&p.name)),
+        ("group", if p.group.is_empty() { Doc::Null } else { Doc::text(&p.group) }),
         ("pinned", p.pinned.into()),
         ("locked_until", time(p.locked_until_us)),
         (
@@ -362,6 +363,30 @@ pub fn plan(p: &pb::Plan) -> Doc {
         ("run", Doc::text(&p.run)),
         ("orders", Doc::List(p.orders.iter().map(|order| Doc::text(order)).collect())),
         ("text", Doc::text(&p.text)),
+    ])
+}
+
+/// A consistency group.
+pub fn group(g: &pb::Group) -> Doc {
+    let machine = |machine: &pb::GroupMember| {
+        Doc::Map(vec![("name", Doc::text(&machine.name)), ("id", Doc::text(&machine.id))])
+    };
+    Doc::Map(vec![
+        ("name", Doc::text(&g.name)),
+        ("version", g.version.into()),
+        ("machines", Doc::List(g.machines.iter().map(machine).collect())),
+        ("every_seconds", g.every_seconds.into()),
+        ("hold_ms_max", u64::from(g.hold_millis).into()),
+        ("leader", Doc::text(&g.leader)),
+        ("newest_point", time(g.newest_point_us)),
+        ("newest_point_id", Doc::text(&g.newest_point)),
+        ("points", u64::from(g.points).into()),
+        ("hold_p50_ms", g.hold_p50_ms.into()),
+        ("hold_p99_ms", g.hold_p99_ms.into()),
+        ("hold_max_ms", g.hold_max_ms.into()),
+        ("missed", time(g.missed_us)),
+        ("missed_reason", Doc::text(&g.missed_reason)),
+        ("problems", Doc::List(g.problems.iter().map(|problem| Doc::text(problem)).collect())),
     ])
 }
 

@@ -197,11 +197,23 @@ async fn ask(setting: &Setting, verb: Verb) -> Result<(), Fault> {
         }
         Verb::Apply(apply) => order::apply(setting, &apply).await,
         Verb::Delete(o) => {
-            let args::Deletable::Plan = o.what;
+            if o.what == args::Deletable::Group {
+                let order = Order::DeleteGroup(pb::DeleteGroup { group: o.name });
+                return order::give(setting, "", order, &o.wait, None).await;
+            }
             let name = format!("plan/{}", o.name);
             let danger = Danger { order: "delete", point: "", consent: &o.consent };
             let order = Order::DeletePlan(pb::DeletePlan { plan: o.name });
             order::give(setting, &name, order, &o.wait, Some(danger)).await
+        }
+        Verb::Group(args::Group { act: args::GroupAct::Set(o) }) => {
+            let order = pb::SetGroup {
+                name: o.name,
+                machines: o.machines,
+                every_seconds: o.every,
+                hold_millis: o.hold_ms,
+            };
+            order::give(setting, "", Order::SetGroup(order), &o.wait, None).await
         }
         Verb::Proceed(o) => {
             order::give(setting, "", Order::Proceed(pb::Proceed { job: o.job }), &o.wait, None).await

@@ -262,6 +262,7 @@ pub fn key_of(entity: &Entity) -> (pb::Kind, &str, &str) {
         Entity::Machine(machine) => (pb::Kind::Machine, &machine.id, &machine.name),
         Entity::Policy(policy) => (pb::Kind::Policy, &policy.id, &policy.name),
         Entity::Plan(plan) => (pb::Kind::Plan, &plan.name, &plan.name),
+        Entity::Group(group) => (pb::Kind::Group, &group.name, &group.name),
         Entity::Job(job) => (pb::Kind::Job, &job.id, ""),
         Entity::Alert(alert) => (pb::Kind::Alert, &alert.id, ""),
         Entity::Event(event) => (pb::Kind::Event, &event.object, ""),

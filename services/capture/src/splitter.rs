@@ -1,7 +1,7 @@
 //! A guest's requests to one disk of a source: applied to the disk and appended to the feed, in one order.
 //!
 //! ```text
-//! write:  range lock ─► extent active ─► bits set (map file) ─► pwrite ─► feed (sequence, moment) ─► unlock ─► ack
+//! write:  range lock ─► extent active ─► bits set (map file) ─► pwrite ─► feed (sequence, moment) ─► (hold) ─► unlock ─► ack
 //! read:   range lock, shared ─► pread ─► unlock
 //! ```
 //!
@@ -20,6 +20,7 @@ use crate::activity::Record;
 use crate::compare::AskReplica;
 use crate::disk::SourceDisk;
 use crate::feed::{Applied, Events, Feed};
+use crate::hold::Hold;
 use crate::nbd::{BlockDevice, Extent};
 use crate::ranges::RangeLocks;
 use crate::scan::Scanner;
@@ -118,6 +119,8 @@ pub(crate) struct Shared {
     closed: AtomicBool,
     /// The machine moves elsewhere: what it still wants to write is refused.
     halted: AtomicBool,
+    /// Acknowledgements wait for other machines.
+    pub(crate) hold: Hold,
 }
 
 /// One disk.
@@ -171,6 +174,7 @@ impl Shared {
             stop: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             halted: AtomicBool::new(false),
+            hold: Hold::default(),
         }
     }
 
@@ -325,8 +329,15 @@ impl SplitDisk {
             shared.with_feed(|feed| feed.failed(disk, offset, length, shared.clock.wall()));
             return Err(error);
         }
-        shared.with_feed(|feed| feed.applied(disk, offset, change, shared.clock.wall()));
-        if durable { part.flush() } else { Ok(()) }
+        let held = shared.with_feed(|feed| {
+            feed.applied(disk, offset, change, shared.clock.wall());
+            shared.hold.under_way()
+        });
+        let done = if durable { part.flush() } else { Ok(()) };
+        if let Some(ticket) = held {
+            shared.hold.wait(ticket, &*shared.clock);
+        }
+        done
     }
 }
 

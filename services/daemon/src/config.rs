@@ -3,7 +3,7 @@
 //! All problems are told at once, each with its field and what would be right; nothing is touched before
 //! everything is valid.
 
-use crate::role::{Follow, Role, configuration, vault_config};
+use crate::role::{Follow, Hooks, Role, configuration, vault_config};
 use continuum_master_target::Schedule;
 use continuum_model::fault::Fault;
 use continuum_model::id::DiskId;
@@ -131,6 +131,13 @@ pub struct Agent {
     vault: String,
     #[serde(default)]
     disks: Vec<Disk>,
+    /// What is done for application-consistent points.
+    hooks: Option<Hooks>,
+    /// Where members of its consistency group are let in, should this agent lead one.
+    #[serde(default = "default_group_listen")]
+    group_listen: SocketAddr,
+    /// Where they reach it; otherwise the address from which this machine reaches its vault.
+    group_advertise: Option<String>,
     /// Where the disks are somebody else's, and their changes are followed: `[agent.qemu]`.
     qemu: Option<Qemu>,
 }
@@ -262,6 +269,11 @@ const fn default_archive_seconds() -> u64 {
     3600
 }
 
+/// The port of consistency groups. A second agent on one machine finds it taken, and leads no group.
+fn default_group_listen() -> SocketAddr {
+    ([0, 0, 0, 0], 20004).into()
+}
+
 fn default_fabric() -> String {
     "physical".into()
 }
@@ -382,6 +394,14 @@ fn problems(config: &Config) -> Vec<String> {
                 problems.push(format!("agent.{field}: {path} is a relative path; write it from the root"));
             }
         }
+        let hooks = agent.hooks.iter().flat_map(Hooks::problems);
+        problems.extend(hooks.map(|problem| format!("agent.hooks: {problem}")));
+        if agent.hooks.is_some() && agent.qemu.is_some() {
+            problems.push(
+                "agent.hooks: they are for disks that are served here; QEMU's guest agent freezes the others"
+                    .into(),
+            );
+        }
         agent.front_end_problems(&mut problems);
         if agent.disks.is_empty() {
             problems.push(format!("agent {}: it has no disk; add [[agent.disks]]", shown(&agent.name)));
@@ -500,6 +520,9 @@ fn roles(config: Config) -> Result<Vec<(&'static str, Role)>, Fault> {
                 socket: agent.socket.unwrap_or_default(),
                 identity: agent.identity,
                 vault_address: agent.vault,
+                hooks: agent.hooks,
+                group_listen: Some(agent.group_listen),
+                group_advertise: agent.group_advertise,
             },
         ));
     }

@@ -255,6 +255,7 @@ impl Target {
             }
             Act::DropOtherPoints(_) => done("history stays within its retention"),
             Act::MakeBarrier(_)
+            | Act::MakeGroupPoint(_)
             | Act::ReconnectNow(_)
             | Act::SourceDigest(_)
             | Act::StopSource(_)
@@ -370,6 +371,7 @@ fn point_to_proto(point: &PointInfo) -> pb::Point {
         }),
         position: point.position.0,
         locked_until_us: point.mark.lock.map(|lock| lock.until.micros()),
+        group: String::new(),
     }
 }
 

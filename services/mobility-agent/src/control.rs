@@ -1,7 +1,9 @@
 //! Seeing the disks' changes, by serving them or by whoever follows them, and the session with the vault.
 
+use crate::hooks::{Hooks, Outcome};
 use crate::sender::{self, Course, Link, Route};
 use crate::sums::Sums;
+use crate::together::Together;
 use continuum_capture::block_server::Listen;
 use continuum_capture::source::{IntervalConfig, SourceSpec, Timing};
 use continuum_capture::{
@@ -12,6 +14,7 @@ use continuum_model::feed::BarrierKind;
 use continuum_model::health::Mode;
 use continuum_model::hours::Weekday;
 use continuum_model::id::{DiskId, MachineId, PointId};
+use continuum_model::point::PointKind;
 use continuum_model::units::{Bytes, DiskIndex, Epoch};
 use continuum_model::world::{Clock, SystemClock, SystemEntropy};
 use continuum_proto::v1 as pb;
@@ -19,6 +22,7 @@ use continuum_wire::grpc;
 use continuum_wire::session::{self, Handler, Outbox, Progress};
 use continuum_wire::tls::Credentials;
 use pb::{command_result, server_message, vault_message};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -58,8 +62,16 @@ pub struct AgentConfig {
     pub socket: PathBuf,
     /// `host:port` of the vault.
     pub vault_address: String,
+    /// What is done for application-consistent points.
+    pub hooks: Hooks,
+    /// Where members of a consistency group are let in; `None`: this agent leads none.
+    pub group_listen: Option<SocketAddr>,
+    /// Where they reach it, when that is not what it binds.
+    pub group_advertise: Option<String>,
 }
 
+/// An application-consistent point that came to nothing is tried again after this, and then ever more seldom.
+const APP_AGAIN: Duration = Duration::from_secs(10);
 /// How the machine's changes are seen.
 pub enum FrontEnd {
     /// Its disks are served here, and every write passes.
@@ -85,6 +97,11 @@ struct Agent {
     resync_now: AtomicBool,
     /// A resync waits for its window.
     waits: AtomicBool,
+    together: Arc<Together>,
+    /// How the newest attempt at an application-consistent point went.
+    app_point: Mutex<Option<pb::AppPoint>>,
+    /// One at a time: what is frozen twice is thawed too early.
+    hooking: tokio::sync::Mutex<()>,
 }
 
 /// Runs until `stop`. Disks that are served here are so from the first moment.
@@ -149,8 +166,19 @@ pub async fn run(
         sums: Arc::default(),
         resync_now: AtomicBool::new(false),
         waits: AtomicBool::new(false),
+        together: Together::new(machine, source.clone()),
+        app_point: Mutex::default(),
+        hooking: tokio::sync::Mutex::default(),
         config,
     });
+    agent.make_up_for().await;
+    let group_listener = match agent.config.group_listen {
+        None => None,
+        Some(listen) => {
+            let (advertise, vault) = (agent.config.group_advertise.clone(), &agent.config.vault_address);
+            agent.together.bind(listen, advertise, vault).await
+        }
+    };
     let sums = agent.sums.clone();
     source.set_ask_replica(move |disk, nodes| sums.ask(disk, nodes));
     let sending = sender::run(
@@ -162,13 +190,15 @@ pub async fn run(
         stop.clone(),
     );
     let vault = agent.config.vault_address.clone();
+    let credentials_of_group = credentials.clone();
     let dial = move || {
         let (credentials, vault) = (credentials.clone(), vault.clone());
         async move { session::dial_and_renew(&credentials, &vault).await }
     };
     let session = session::run(dial, agent.clone(), agent.report_now.clone(), stop.clone());
-    let points = agent.cut_points(stop);
-    tokio::join!(sending, session, points);
+    let together = agent.together.clone().run(credentials_of_group, group_listener, stop.clone());
+    let points = async { tokio::join!(agent.cut_points(stop.clone()), agent.cut_app_points(stop.clone())) };
+    tokio::join!(sending, session, points, together);
     // Guests leave first; then what waits is staged and the maps are closed, so that the next start believes them.
     agent.sums.close();
     let closed = tokio::task::spawn_blocking(move || match &agent.server {
@@ -292,6 +322,85 @@ impl Agent {
         }
     }
 
+    /// Cuts application-consistent points as often as the policy asks, whenever the feed is whole. One that came to
+    /// nothing is tried again sooner.
+    async fn cut_app_points(&self, stop: CancellationToken) {
+        let mut due: Option<std::time::Instant> = None;
+        let mut again = APP_AGAIN;
+        while self.config.hooks.exist() {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(Duration::from_millis(500)) => {}
+            }
+            let every =
+                Duration::from_secs(self.assigned_now().policy.map_or(0, |policy| policy.app_point_seconds));
+            let is_due = due.is_none_or(|due| std::time::Instant::now() >= due);
+            if every.is_zero() || !is_due || self.source.status().mode != Mode::Data {
+                continue;
+            }
+            let point = PointId::make(SystemClock::default().wall(), &mut SystemEntropy);
+            let went = tokio::select! {
+                () = stop.cancelled() => return,
+                went = self.app_point(point, "") => went,
+            };
+            let consistent = match went {
+                Ok(outcome) => outcome.reason.is_none(),
+                Err(fault) => {
+                    tracing::debug!("no application-consistent point: {}", fault.message);
+                    continue;
+                }
+            };
+            again = if consistent { APP_AGAIN } else { (again * 2).min(every) };
+            let wait = if consistent { every } else { again.min(every) };
+            due = Some(std::time::Instant::now() + wait);
+        }
+    }
+
+    /// One such point, with the hooks around it.
+    ///
+    /// Errors: no point can be cut now.
+    async fn app_point(&self, point: PointId, name: &str) -> Result<Outcome, Fault> {
+        let _one = self.hooking.lock().await;
+        let (hooks, source) = (self.config.hooks.clone(), self.source.clone());
+        let (dir, name) = (self.config.dir.clone(), name.to_owned());
+        let cut = tokio::task::spawn_blocking(move || hooks.cut(&source, &dir, point, &name)).await;
+        let outcome = cut
+            .map_err(|error| refused("hooks.died", error.to_string()))?
+            .map_err(|error| refused("barrier.refused", error.to_string()))?;
+        match &outcome.reason {
+            None => tracing::info!(%point, "an application-consistent point"),
+            Some(why) => {
+                tracing::warn!(%point, why, "a crash-consistent point in place of an application-consistent one")
+            }
+        }
+        if let Some(why) = &outcome.thaw {
+            tracing::error!(%point, why, "after an application-consistent point");
+        }
+        if !outcome.output.is_empty() {
+            tracing::info!(%point, "the scripts said: {}", outcome.output);
+        }
+        *self.app_point.lock().unwrap_or_else(PoisonError::into_inner) = Some(pb::AppPoint {
+            point_id: point.to_string(),
+            time_us: outcome.cut.time.micros(),
+            consistent: outcome.reason.is_none(),
+            reason: outcome.reason.clone().unwrap_or_default(),
+            thaw: outcome.thaw.clone().unwrap_or_default(),
+            output: outcome.output.clone(),
+        });
+        self.report_now.notify_one();
+        Ok(outcome)
+    }
+
+    /// An agent that died in the middle of such a point: what it left frozen is thawed before anything else.
+    async fn make_up_for(&self) {
+        let (hooks, dir) = (self.config.hooks.clone(), self.config.dir.clone());
+        match tokio::task::spawn_blocking(move || hooks.make_up_for(&dir)).await {
+            Ok(Some(done)) => tracing::warn!("{done}"),
+            Ok(None) => {}
+            Err(error) => tracing::error!("what may be frozen was not thawed: {error}"),
+        }
+    }
+
     fn disks(&self) -> Vec<pb::Disk> {
         let sizes = self.source.sizes();
         self.config
@@ -348,6 +457,8 @@ impl Handler for Agent {
             guest: self.config.guest.clone(),
             disks: self.disks(),
             clock_us: SystemClock::default().wall().micros(),
+            group_address: self.together.address(),
+            app_consistent: self.config.hooks.exist(),
             ..Default::default()
         }
     }
@@ -360,6 +471,7 @@ impl Handler for Agent {
         let status = self.source.status();
         let link = self.link.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let assigned = self.assigned_now();
+        let (group_cuts, group_misses) = self.together.report();
         server_message::Message::Agent(pb::AgentReport {
             load: Some(session::load(&self.config.dir)),
             disks: self.disks(),
@@ -404,6 +516,9 @@ impl Handler for Agent {
             epoch: assigned.epoch,
             fenced: link.fenced || assigned.fenced,
             stopped: status.halted,
+            app_point: self.app_point.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            group_cuts,
+            group_misses,
         })
     }
 
@@ -444,6 +559,7 @@ impl Handler for Agent {
                 release();
             }
         }
+        self.together.assigned(assignment.group.clone());
         *self.assigned.lock().unwrap_or_else(PoisonError::into_inner) = assignment;
         self.steer();
     }
@@ -458,8 +574,29 @@ impl Handler for Agent {
             |text: &str| text.parse::<PointId>().map_err(|error| refused("point.invalid", error.to_string()));
         match command.act {
             Some(Act::MakeBarrier(order)) => {
+                let id = point(&order.point_id)?;
+                if order.kind == PointKind::App.name() {
+                    if !self.config.hooks.exist() {
+                        return Err(refused(
+                            "hooks.none",
+                            "this machine's agent has no hooks for application-consistent points".into(),
+                        )
+                        .remedy("configure them at the agent ([agent.hooks]), or order the point without"));
+                    }
+                    let outcome = self.app_point(id, &order.name).await?;
+                    let cut = outcome.cut;
+                    return Ok(command_result::Result::Barrier(pb::Barrier {
+                        point_id: order.point_id,
+                        sequence: cut.sequence.0,
+                        time_us: cut.time.micros(),
+                        consistent: true,
+                        kind: PointKind::of(cut.kind).name().into(),
+                        name: cut.name,
+                        reason: outcome.reason.unwrap_or_default(),
+                    }));
+                }
                 let kind = if order.name.is_empty() { BarrierKind::Crash } else { BarrierKind::Bookmark };
-                let (source, name, id) = (self.source.clone(), order.name, point(&order.point_id)?);
+                let (source, name) = (self.source.clone(), order.name);
                 // Where changes come in cycles, it waits for one.
                 let cut = tokio::task::spawn_blocking(move || source.barrier(kind, &name, id)).await;
                 let (sequence, time) = cut
@@ -470,7 +607,13 @@ impl Handler for Agent {
                     sequence: sequence.0,
                     time_us: time.micros(),
                     consistent: true,
+                    ..Default::default()
                 }))
+            }
+            Some(Act::MakeGroupPoint(order)) => {
+                let cut = self.together.ordered(&order).await;
+                self.report_now.notify_one();
+                cut.map(command_result::Result::Barrier)
             }
             Some(Act::StopSource(order)) if order.release => {
                 let source = self.source.clone();
@@ -496,6 +639,7 @@ impl Handler for Agent {
                     sequence: sequence.0,
                     time_us: time.micros(),
                     consistent: true,
+                    ..Default::default()
                 }))
             }
             Some(Act::SendAgain(order)) => {

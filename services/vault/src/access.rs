@@ -99,6 +99,7 @@ impl OperatorRole {
                         | K::PlanDrill
                         | K::PlanCleanup
                         | K::CheckPlan
+                        | K::GroupBookmark
                 )
         );
         match self {
@@ -126,6 +127,9 @@ impl OperatorRole {
                             | K::ApplyPlan
                             | K::CheckPlan
                             | K::DeletePlan
+                            | K::SetGroup
+                            | K::DeleteGroup
+                            | K::GroupBookmark
                     )
             ),
             Self::Owner => true,

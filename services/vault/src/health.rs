@@ -51,6 +51,7 @@ pub(crate) async fn run(core: Arc<Core>, every: Duration) {
             tracing::error!("spikes of RPO were not stored: {error}");
         }
         core.publish(&machines, &servers);
+        core.publish_groups();
         if let Err(error) = crate::jobs::starts::begin_due(&core).await {
             tracing::error!("first copies that are due did not begin: {error}");
         }
@@ -217,6 +218,43 @@ fn machine_symptoms(core: &Core, estate: &Estate, entry: &MachineEntry, now: Tim
     away(core, estate, protection.master_target, "target", &mut found, now);
     if matches!(protection.state, ProtectionState::Protected { .. }) {
         rpo_symptoms(estate, entry, &protection.policy, (now, core.about.started), &mut found);
+    }
+    if let Some(app) = live.agent.as_ref().and_then(|(agent, _)| agent.app_point.as_ref()) {
+        if !app.consistent {
+            found.push(symptom(
+                "app-point.failed",
+                Health::Warning,
+                format!(
+                    "the newest point is crash-consistent, not application-consistent: {}",
+                    shown(&app.reason)
+                ),
+                "see the hooks of the machine's agent; it is tried again",
+            ));
+        }
+        if !app.thaw.is_empty() {
+            found.push(symptom(
+                "app-point.thaw",
+                Health::Critical,
+                format!("after an application-consistent point: {}", shown(&app.thaw)),
+                "see on the machine whether everything runs again (fsfreeze --unfreeze)",
+            ));
+        }
+    }
+    if let Some(group) = estate.group_of(entry.row.id).filter(|group| group.row.body.every_seconds > 0) {
+        let newest = estate.newest_shared(&group.row.name).map(|point| point.time);
+        let since = newest.max(group.live.since).unwrap_or(now).max(core.about.started);
+        let most = Duration::from_secs(group.row.body.every_seconds * 3 + 10);
+        if now.since(since) > most {
+            let why =
+                group.live.missed.as_ref().map_or_else(String::new, |(_, why)| format!(": {}", shown(why)));
+            let (name, seconds) = (shown(&group.row.name), now.since(since).as_secs());
+            found.push(symptom(
+                "group.no-point",
+                Health::Warning,
+                format!("no point that all of group {name} share for {seconds} s{why}"),
+                "see `continuum describe group`; it is tried again",
+            ));
+        }
     }
     if let Some((agent, _)) = live.agent.as_ref().filter(|_| estate.connected(agent_of(entry.row.id))) {
         let protected = matches!(protection.state, ProtectionState::Protected { .. });

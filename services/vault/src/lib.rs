@@ -22,6 +22,7 @@ mod coordination;
 mod core;
 mod estate;
 mod grants;
+mod groups;
 mod health;
 mod hub;
 mod jobs;

@@ -4,6 +4,7 @@
 //! escapes them.
 
 use crate::estate::{Estate, JobEntry, MachineEntry, ServerEntry, agent_of, machine_of};
+use crate::groups::GroupEntry;
 use crate::jobs::plan::JobKind;
 use crate::store::inventory::Protection;
 use crate::store::inventory::{DiskRow, PointRow, PolicyRow, ProbeRow, ServedDisk, SiteRow};
@@ -98,6 +99,36 @@ pub(crate) fn plan(row: &PlanRow, estate: &Estate) -> pb::Plan {
     }
 }
 
+/// A group, with what keeps it from having points now.
+pub(crate) fn group(entry: &GroupEntry, estate: &Estate) -> pb::Group {
+    let (row, live) = (&entry.row, &entry.live);
+    let newest = estate.newest_shared(&row.name);
+    let member = |id: &MachineId| pb::GroupMember {
+        id: id.to_string(),
+        name: estate.machines.get(id).map(|entry| entry.row.name.clone()).unwrap_or_default(),
+    };
+    let leader = estate.leader_of(row).and_then(|(id, _)| estate.machines.get(&id));
+    let points = estate.group_points.values().filter(|point| point.group == row.name).count();
+    pb::Group {
+        name: row.name.clone(),
+        version: row.version,
+        machines: row.body.machines.iter().map(member).collect(),
+        every_seconds: row.body.every_seconds,
+        hold_millis: row.body.hold_millis,
+        leader: leader.map(|entry| entry.row.name.clone()).unwrap_or_default(),
+        newest_point_us: newest.map(|point| point.time.micros()),
+        newest_point: newest.map(|point| point.id.to_string()).unwrap_or_default(),
+        points: points as u32,
+        hold_p50_ms: live.hold.quantile(0.5),
+        hold_p99_ms: live.hold.quantile(0.99),
+        hold_max_ms: live.hold.max(),
+        missed_us: live.missed.as_ref().map(|(at, _)| at.micros()),
+        missed_reason: live.missed.as_ref().map(|(_, why)| why.clone()).unwrap_or_default(),
+        problems: crate::groups::problems(row, estate),
+        deleted: row.deleted,
+    }
+}
+
 pub(crate) fn policy(row: &PolicyRow, estate: &Estate) -> pb::Policy {
     let machines = estate
         .machines
@@ -186,6 +217,8 @@ pub(crate) fn machine(entry: &MachineEntry, estate: &Estate, now: Timestamp) -> 
         spikes: live.truth.told(row.id),
         churn_bytes_per_sec: live.churn.bytes_per_sec(),
         churn_recent: live.churn.recent.values(),
+        group: estate.group_of(row.id).map(|entry| entry.row.name.clone()).unwrap_or_default(),
+        app_consistent: live.app_consistent,
         ..Default::default()
     };
     if let Some((agent, _)) = &live.agent {
@@ -394,6 +427,7 @@ pub(crate) fn point(point: &PointRow) -> pb::Point {
         }),
         position: point.position,
         locked_until_us: None,
+        group: String::new(),
     }
 }
 

@@ -3,8 +3,10 @@
 mod bare;
 mod console;
 mod drill;
+mod groups;
 mod guests;
 mod headless;
+mod hooks;
 mod hostile;
 mod kvm;
 mod moments;

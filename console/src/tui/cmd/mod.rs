@@ -187,6 +187,8 @@ actions! {
     Resume,
     /// Names the present moment.
     Bookmark,
+    /// A bookmark with the machine's hooks around it.
+    AppBookmark,
     /// Keeps a point beyond its retention, or lets it go.
     Pin,
     /// Compares a replica with its source.
@@ -510,6 +512,13 @@ pub const REGISTRY: &[Entry] = &[
         needs: Needs::Order("bookmark"),
         command: "continuum bookmark {machine} NAME",
         ..entry(Action::Bookmark, "order.bookmark", "bookmark this moment")
+    },
+    Entry {
+        words: &["app-bookmark"],
+        argument: Argument::Machine,
+        needs: Needs::Order("app-bookmark"),
+        command: "continuum bookmark {machine} NAME --app-consistent",
+        ..entry(Action::AppBookmark, "order.app-bookmark", "bookmark this moment, application-consistent")
     },
     Entry {
         keys: &[(Menu, "v")],

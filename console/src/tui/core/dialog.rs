@@ -455,6 +455,9 @@ impl Dialog {
             (Action::Bookmark, Form::Name(line)) => {
                 Order::Bookmark(pb::Bookmark { name: line.text().trim().to_owned(), app_consistent: false })
             }
+            (Action::AppBookmark, Form::Name(line)) => {
+                Order::Bookmark(pb::Bookmark { name: line.text().trim().to_owned(), app_consistent: true })
+            }
             (Action::Unprotect, _) => Order::Unprotect(pb::Unprotect { keep_replica: false }),
             (Action::Pause, _) => Order::Pause(pb::Pause {}),
             (Action::Resync, _) => Order::Resync(pb::Resync { now: true }),

@@ -199,6 +199,8 @@ impl Estate {
                 plan.problems.iter_mut().for_each(|problem| harmless([problem]));
                 self.plans.put(&plan.name.clone(), plan)
             }
+            // No screen of their own yet: a machine says which one it is in.
+            Entity::Group(_) => false,
             Entity::Job(mut job) => {
                 harmless_job(&mut job);
                 changed(self.jobs.get(&job.id), &job);
@@ -250,7 +252,7 @@ impl Estate {
             pb::Kind::Plan => self.plans.remove(id, |plan| &plan.name),
             pb::Kind::Job => self.jobs.remove(id, |job| &job.id),
             pb::Kind::Alert => self.alerts.remove(id, |alert| &alert.id),
-            pb::Kind::Event | pb::Kind::Unspecified => false,
+            pb::Kind::Event | pb::Kind::Group | pb::Kind::Unspecified => false,
         };
     }
 
@@ -333,7 +335,7 @@ fn harmless_probes(probes: &mut [pb::Probe]) {
 
 /// Makes the texts of a point harmless.
 pub fn harmless_point(point: &mut pb::Point) {
-    harmless([&mut point.kind, &mut point.name]);
+    harmless([&mut point.kind, &mut point.name, &mut point.group]);
 }
 
 fn harmless_server(server: &mut pb::Server) {
@@ -351,6 +353,7 @@ fn harmless_server(server: &mut pb::Server) {
 
 fn harmless_machine(machine: &mut pb::Machine) {
     harmless([
+        &mut machine.group,
         &mut machine.name,
         &mut machine.site,
         &mut machine.fabric,

@@ -284,7 +284,7 @@ pub fn begin(state: &mut State, action: Action, argument: &str) -> Vec<Effect> {
         return Vec::new();
     }
     let form = match action {
-        Action::Bookmark => Form::Name(Line::default()),
+        Action::Bookmark | Action::AppBookmark => Form::Name(Line::default()),
         Action::Protect => Form::Choice {
             policies: (names(state.estate.policies.iter().map(|policy| &policy.name)), 0),
             sites: (names(state.estate.sites.iter().filter(|site| site.recovery).map(|site| &site.name)), 0),

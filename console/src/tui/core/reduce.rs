@@ -656,6 +656,7 @@ pub fn act(state: &mut State, action: Action, argument: &str) -> Vec<Effect> {
         | A::Resume
         | A::Resync
         | A::Bookmark
+        | A::AppBookmark
         | A::Pin
         | A::Verify
         | A::TestFailover

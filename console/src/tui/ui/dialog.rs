@@ -161,6 +161,9 @@ fn plainly(open: &Dialog) -> &'static str {
         Action::Cleanup => "The drill's machine is stopped; its disks and what it wrote are removed.",
         Action::Bookmark => "This moment gets a name and is listed among the points.",
         Action::Move => "Another process server of its site relays it; what was on its way is sent again.",
+        Action::AppBookmark => {
+            "The machine's own hooks hold its applications for a moment; what fails there makes a plain bookmark."
+        }
         Action::Protect => "Replication begins; the first copy takes its time.",
         Action::CancelJob => "The job is stopped, and what it did is undone.",
         _ => "The vault is asked to do this.",

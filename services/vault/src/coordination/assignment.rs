@@ -5,7 +5,7 @@
 use crate::estate::{Estate, MachineEntry, agent_of, machine_of};
 use crate::project;
 use crate::store::inventory::Protection;
-use continuum_model::id::ServerId;
+use continuum_model::id::{MachineId, ServerId};
 use continuum_model::protection::ProtectionState;
 use continuum_proto::v1 as pb;
 use continuum_wire::policy::limit_to_message;
@@ -49,7 +49,27 @@ fn agent(estate: &Estate, entry: &MachineEntry) -> pb::AgentAssignment {
     );
     assignment.resync_now = protection.resync_now;
     assignment.policy = policy(estate, protection);
+    assignment.group = group(estate, entry).filter(|_| assignment.replicate);
     assignment
+}
+
+/// The machine's consistency group, and whom its members dial.
+fn group(estate: &Estate, entry: &MachineEntry) -> Option<pb::GroupAssignment> {
+    let row = &estate.group_of(entry.row.id)?.row;
+    let leader = estate.leader_of(row);
+    let member = |id: &MachineId| pb::GroupMember {
+        id: id.to_string(),
+        name: estate.machines.get(id).map(|entry| entry.row.name.clone()).unwrap_or_default(),
+    };
+    Some(pb::GroupAssignment {
+        name: row.name.clone(),
+        version: row.version,
+        members: row.body.machines.iter().map(member).collect(),
+        leader_id: leader.map(|(id, _)| id.to_string()).unwrap_or_default(),
+        leader_address: leader.map(|(_, address)| address.to_owned()).unwrap_or_default(),
+        every_seconds: row.body.every_seconds,
+        hold_millis: row.body.hold_millis,
+    })
 }
 
 /// Whether the source belongs to this protection: it replicates, or would were it not paused. A failover

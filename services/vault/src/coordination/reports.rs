@@ -6,7 +6,8 @@
 
 use super::sums;
 use crate::core::Core;
-use crate::estate::{Estate, agent_of, machine_of};
+use crate::estate::{Estate, MachineEntry, agent_of, machine_of};
+use crate::groups;
 use crate::jobs::plan::Write;
 use crate::jobs::writes;
 use crate::project;
@@ -79,8 +80,11 @@ pub(crate) async fn opened(core: &Arc<Core>, server: ServerId, hello: &pb::Serve
         }
         if let Some(machine) = estate.machines.get_mut(&machine_of(server)) {
             machine.live.agent_boot = limited(&hello.boot_id, 128);
+            machine.live.group_address = limited(&hello.group_address, 255);
+            machine.live.app_consistent = hello.app_consistent;
         }
     }
+    core.reassign_group_of(machine_of(server));
     core.publish(&[machine_of(server)], &[server]);
     core.stir();
     Ok(())
@@ -94,6 +98,7 @@ pub(crate) async fn closed(core: &Arc<Core>, server: ServerId) {
         entry.live.connected = false;
         entry.live.last_seen
     };
+    core.reassign_group_of(machine_of(server));
     core.publish(&[machine_of(server)], &[server]);
     core.stir();
     if let Err(error) = leave(core, server, last_seen).await {
@@ -214,14 +219,16 @@ fn seen(core: &Core, estate: &mut Estate, server: ServerId, load: Option<pb::Loa
 async fn agent(core: &Arc<Core>, server: ServerId, mut report: pb::AgentReport) -> Result<(), StoreError> {
     let id = machine_of(server);
     let now = core.world.now();
-    let (doubted, name, changes) = {
+    let (missed, app, doubted, name, changes) = {
         let mut estate = core.estate();
         let load = report.load.take();
         let last_seen = estate.servers.get(&server).and_then(|entry| entry.row.last_seen);
         if !seen(core, &mut estate, server, load) {
             return Ok(());
         }
+        let missed = groups::heard(&mut estate, id, &mut report, now);
         let Some(entry) = estate.machines.get_mut(&id) else { return Ok(()) };
+        let app = app_point(entry, &mut report, core.about.started);
         report.disks.truncate(DISKS_MAX);
         report.doubt = limited(&report.doubt, 1024);
         report.mode_reason = limited(&report.mode_reason, 1024);
@@ -240,15 +247,19 @@ async fn agent(core: &Arc<Core>, server: ServerId, mut report: pb::AgentReport) 
             entry.live.replica.as_ref().map(|(replica, _)| replica),
         );
         entry.live.agent = Some((report, now));
-        (doubted, entry.row.name.clone(), changes)
+        (missed, app, doubted, entry.row.name.clone(), changes)
     };
-    if !changes.is_empty() {
+    if app.is_some() || !changes.is_empty() {
         let mut tx = core.store.begin().await?;
         for (at, text) in changes {
             tx.add_event(EventRow { time: at, ..core.event("mode", &name, id, text, "") }).await?;
         }
+        if let Some((name, text)) = app {
+            tx.add_event(core.event("point", &name, id, text, "")).await?;
+        }
         core.commit(tx).await?;
     }
+    groups::list(core, missed).await?;
     match doubted {
         Some((moves, answered)) => resync(core, id, moves, answered).await,
         None => Ok(()),
@@ -283,6 +294,39 @@ fn news_of_modes(
     }
     truth.told_change = Some(newest);
     if row.protection.is_some() { news } else { Vec::new() }
+}
+
+/// How the newest attempt at an application-consistent point went, where that is news to tell.
+fn app_point(
+    entry: &mut MachineEntry,
+    report: &mut pb::AgentReport,
+    started: Timestamp,
+) -> Option<(String, String)> {
+    let app = report.app_point.as_mut()?;
+    for text in [&mut app.reason, &mut app.thaw] {
+        *text = limited(text, 1024);
+    }
+    app.output = limited(&app.output, 8192);
+    if app.point_id == entry.live.app_told {
+        return None;
+    }
+    entry.live.app_told = limited(&app.point_id, 64);
+    let mut said = Vec::new();
+    if !app.consistent {
+        said.push(format!("a point is crash-consistent, not application-consistent: {}", shown(&app.reason)));
+    }
+    if !app.thaw.is_empty() {
+        said.push(format!("after an application-consistent point: {}", shown(&app.thaw)));
+    }
+    let words: Vec<&str> = app.output.lines().rev().take(3).collect();
+    if !said.is_empty() && !words.is_empty() {
+        said.push(format!(
+            "the scripts said: {}",
+            shown(&words.into_iter().rev().collect::<Vec<_>>().join(" | "))
+        ));
+    }
+    // What was told before this vault was started again was told.
+    (!said.is_empty() && app.time_us > started.micros()).then(|| (entry.row.name.clone(), said.join("; ")))
 }
 
 /// What an agent's report means for a resync: the move, and the doubt that is answered by it.
@@ -421,6 +465,7 @@ async fn master_target(
         // Lost where the agent is away: as long as the target reports it, it is asked for again.
         core.sessions.hint(agent_of(machine), pb::Command { id, act });
     }
+    groups::list(core, None).await?;
     if points.is_empty() && ahead.is_empty() && gone.is_empty() {
         return Ok(());
     }
@@ -476,6 +521,26 @@ pub(crate) async fn tidy(core: &Arc<Core>) -> Result<(), StoreError> {
         servers.extend(there.map(|entry| (entry.row.id, entry.live.last_seen)));
     }
     let mut tx = core.store.begin().await?;
+    let shared: Vec<(String, Timestamp)> = {
+        let known: std::collections::BTreeMap<MachineId, Timestamp> = oldest.iter().copied().collect();
+        let estate = core.estate();
+        let oldest_of = |entry: &groups::GroupEntry| {
+            // Of no use once one of them has let it go.
+            entry
+                .row
+                .body
+                .machines
+                .iter()
+                .map(|id| known.get(id).copied())
+                .collect::<Option<Vec<_>>>()?
+                .into_iter()
+                .max()
+        };
+        estate.groups.values().filter_map(|entry| Some((entry.row.name.clone(), oldest_of(entry)?))).collect()
+    };
+    for (group, before) in shared {
+        tx.forget_group_points(&group, before).await?;
+    }
     for (machine, oldest) in oldest {
         tx.forget_points(machine, Some(oldest)).await?;
     }

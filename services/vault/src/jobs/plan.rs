@@ -13,6 +13,7 @@
 //! bookmark       barrier → await target → listed
 //! pin            mark
 //! resync         compare all → resync
+//! group-bookmark group-barrier → group-listed
 //! plan-test-failover, plan-failover   for each group of the plan: bring up → a manual action, where there is one;
 //!                                     then report
 //! plan-cleanup   clean up all → report
@@ -72,6 +73,9 @@ named!(
         ApplyPlan = "apply-plan",
         CheckPlan = "check-plan",
         DeletePlan = "delete-plan",
+        SetGroup = "set-group",
+        DeleteGroup = "delete-group",
+        GroupBookmark = "group-bookmark",
     }
 );
 
@@ -115,6 +119,8 @@ named!(
         StopSource = "stop-source",
         Manual = "manual",
         Report = "report",
+        GroupBarrier = "group-barrier",
+        GroupListed = "group-listed",
     }
 );
 
@@ -156,7 +162,7 @@ pub(crate) enum Write {
 
 impl JobKind {
     /// All of them.
-    pub(crate) const ALL: [Self; 21] = [
+    pub(crate) const ALL: [Self; 25] = [
         Self::Protect,
         Self::TestFailover,
         Self::Cleanup,
@@ -179,6 +185,9 @@ impl JobKind {
         Self::ApplyPlan,
         Self::CheckPlan,
         Self::DeletePlan,
+        Self::SetGroup,
+        Self::DeleteGroup,
+        Self::GroupBookmark,
     ];
 
     /// Whether it is about a plan, and about no single machine.
@@ -192,6 +201,11 @@ impl JobKind {
                 | Self::CheckPlan
                 | Self::DeletePlan
         )
+    }
+
+    /// Whether it is about a consistency group, and about no single machine.
+    pub(crate) const fn is_about_groups(self) -> bool {
+        matches!(self, Self::SetGroup | Self::DeleteGroup | Self::GroupBookmark)
     }
 
     /// What a run of a plan orders for each machine.
@@ -271,6 +285,8 @@ impl JobKind {
             | Self::Acknowledge
             | Self::SetPolicy => &[],
             Self::ApplyPlan | Self::CheckPlan | Self::DeletePlan => &[],
+            Self::SetGroup | Self::DeleteGroup => &[],
+            Self::GroupBookmark => &[S::GroupBarrier, S::GroupListed],
         }
     }
 
@@ -387,7 +403,10 @@ pub(crate) fn begin(
         | JobKind::PlanFailover
         | JobKind::ApplyPlan
         | JobKind::CheckPlan
-        | JobKind::DeletePlan => Vec::new(),
+        | JobKind::DeletePlan
+        | JobKind::SetGroup
+        | JobKind::DeleteGroup
+        | JobKind::GroupBookmark => Vec::new(),
     };
     Ok((writes, facts))
 }
@@ -514,7 +533,10 @@ pub(crate) fn possible(kind: JobKind, row: &MachineRow) -> Result<(), Fault> {
         | JobKind::PlanFailover
         | JobKind::ApplyPlan
         | JobKind::CheckPlan
-        | JobKind::DeletePlan => Ok(()),
+        | JobKind::DeletePlan
+        | JobKind::SetGroup
+        | JobKind::DeleteGroup
+        | JobKind::GroupBookmark => Ok(()),
     }
 }
 
@@ -559,12 +581,18 @@ pub(crate) fn leaves(kind: JobKind, job: &JobRow, reason: &str, clean: bool) -> 
         | JobKind::PlanFailover
         | JobKind::ApplyPlan
         | JobKind::CheckPlan
-        | JobKind::DeletePlan => Vec::new(),
+        | JobKind::DeletePlan
+        | JobKind::SetGroup
+        | JobKind::DeleteGroup
+        | JobKind::GroupBookmark => Vec::new(),
     }
 }
 
 /// A failover that stops its source, as an order is called.
 pub(crate) const PLANNED_FAILOVER: &str = "planned-failover";
+
+/// A bookmark with the machine's hooks around it, as an order is called.
+pub(crate) const APP_BOOKMARK: &str = "app-bookmark";
 
 /// The orders that are possible now, as the operator API names them.
 pub(crate) fn orders(entry: &MachineEntry, estate: &Estate) -> Vec<&'static str> {
@@ -576,16 +604,25 @@ pub(crate) fn orders(entry: &MachineEntry, estate: &Estate) -> Vec<&'static str>
     }) && estate.connected(crate::estate::agent_of(entry.row.id))
         && !under_way.iter().any(|other| JobKind::Failover.conflicts(*other));
     let planned = planned.then_some(PLANNED_FAILOVER);
+    let hooked = entry.live.app_consistent
+        && possible(JobKind::Bookmark, &entry.row).is_ok()
+        && !under_way.iter().any(|other| JobKind::Bookmark.conflicts(*other));
+    let hooked = hooked.then_some(APP_BOOKMARK);
     JobKind::ALL
         .into_iter()
         // Those are about an alert and about a point, not about the machine.
-        .filter(|kind| !matches!(kind, JobKind::Acknowledge | JobKind::Pin) && !kind.is_about_plans())
+        .filter(|kind| {
+            !matches!(kind, JobKind::Acknowledge | JobKind::Pin)
+                && !kind.is_about_plans()
+                && !kind.is_about_groups()
+        })
         .filter(|kind| protected || *kind == JobKind::Protect)
         .filter(|kind| {
             possible(*kind, &entry.row).is_ok() && !under_way.iter().any(|other| kind.conflicts(*other))
         })
         .map(JobKind::name)
         .chain(planned)
+        .chain(hooked)
         .collect()
 }
 

@@ -144,6 +144,7 @@ impl Servers {
                     sequence: 7,
                     time_us: 1,
                     consistent: true,
+                    ..Default::default()
                 })
             }
             Act::MakeBarrier(order) => {
@@ -153,6 +154,7 @@ impl Servers {
                     sequence: 7,
                     time_us: 1,
                     consistent: true,
+                    ..Default::default()
                 })
             }
             _ => nothing(),

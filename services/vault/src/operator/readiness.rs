@@ -25,6 +25,11 @@ const QUESTION: Duration = Duration::from_secs(15);
 pub(crate) async fn preview(core: &Arc<Core>, machine: &str, point: &str) -> Result<pb::PreviewReply, Fault> {
     let (id, target) = target_of(core, machine)?;
     let point = if point.is_empty() { "latest" } else { point };
+    let shared = match crate::groups::wanted(point) {
+        Some(wanted) => Some(crate::groups::resolve(&core.estate(), id, wanted)?.id.to_string()),
+        None => None,
+    };
+    let point = shared.as_deref().unwrap_or(point);
     point
         .parse::<continuum_model::point::PointChoice>()
         .map_err(|error| usage("point.invalid", &error.to_string(), "see `continuum get points`"))?;
@@ -49,7 +54,10 @@ pub(crate) async fn timeline(
     let before = request.before_id.clone();
     let asked = ask(core, target, Act::QueryTimeline(pb::QueryTimeline { request: Some(request) })).await;
     match asked {
-        Ok(Answer::Timeline(reply)) => Ok(reply),
+        Ok(Answer::Timeline(mut reply)) => {
+            label(core, &mut reply.points);
+            Ok(reply)
+        }
         Ok(_) => Err(unanswered()),
         Err(fault) if fault.class != FaultClass::NotConnected => Err(fault),
         Err(fault) => {
@@ -60,14 +68,25 @@ pub(crate) async fn timeline(
             let points = core.store.points(id, page, most.saturating_add(1)).await?;
             let Some(newest) = points.first() else { return Err(fault) };
             let more = points.len() > most as usize;
+            let mut told: Vec<pb::Point> = points.iter().take(most as usize).map(project::point).collect();
+            label(core, &mut told);
             Ok(pb::TimelineReply {
                 oldest_us: points.last().map_or(0, |point| point.time.micros()),
                 newest_us: newest.time.micros(),
-                points: points.iter().take(most as usize).map(project::point).collect(),
+                points: told,
                 more,
                 ..Default::default()
             })
         }
+    }
+}
+
+/// Says which points a whole consistency group shares.
+fn label(core: &Core, points: &mut [pb::Point]) {
+    let estate = core.estate();
+    for point in points {
+        let shared = point.id.parse().ok().and_then(|id| estate.group_points.get(&id));
+        point.group = shared.map(|shared| shared.group.clone()).unwrap_or_default();
     }
 }
 
@@ -125,7 +144,11 @@ pub(crate) async fn report(
     }
     let planned = name == plan::PLANNED_FAILOVER;
     let kind = JobKind::named(if planned { JobKind::Failover.name() } else { name })
-        .filter(|kind| !matches!(kind, JobKind::Acknowledge | JobKind::SetPolicy) && !kind.is_about_plans())
+        .filter(|kind| {
+            !matches!(kind, JobKind::Acknowledge | JobKind::SetPolicy)
+                && !kind.is_about_plans()
+                && !kind.is_about_groups()
+        })
         .ok_or_else(|| {
             usage("order.unknown", &format!("there is no order {}", shown(name)), "see `continuum help`")
         })?;
@@ -160,6 +183,9 @@ pub(crate) async fn report(
             });
         } else {
             server_checks(kind, entry, &estate, core.world.now(), &mut checks);
+            if matches!(kind, JobKind::TestFailover | JobKind::Failover) {
+                group_check(entry, &estate, core.world.now(), &mut checks);
+            }
         }
         if kind == JobKind::Move && entry.row.protection.is_some() {
             checks.push(match relays::chosen(&estate, entry, &request.process_server) {
@@ -266,14 +292,16 @@ async fn of_plan(
             checks.push(match state {
                 Some(Err(fault)) => check(&machine.name, "failed", &fault.message, &fault.remedy),
                 None => check(&machine.name, "failed", "it is gone", "mend the plan"),
-                Some(Ok(())) => match preview(core, &machine.id, point).await {
-                    Ok(preview) => {
-                        loss_seconds = loss_seconds.max(preview.loss_seconds);
-                        loss_bytes += preview.loss_bytes;
-                        pb::Check { name: machine.name.clone(), ..preview_check(&preview) }
+                Some(Ok(())) => {
+                    match preview(core, &machine.id, &point_for(core, &machine.id, point)).await {
+                        Ok(preview) => {
+                            loss_seconds = loss_seconds.max(preview.loss_seconds);
+                            loss_bytes += preview.loss_bytes;
+                            pb::Check { name: machine.name.clone(), ..preview_check(&preview) }
+                        }
+                        Err(fault) => check(&machine.name, "failed", &fault.message, &fault.remedy),
                     }
-                    Err(fault) => check(&machine.name, "failed", &fault.message, &fault.remedy),
-                },
+                }
             });
         }
     }
@@ -311,6 +339,40 @@ async fn of_plan(
         command,
         ..Default::default()
     })
+}
+
+/// What a run of a plan would bring this machine up at: a shared point is one of its group's only.
+fn point_for(core: &Core, machine: &str, point: &str) -> String {
+    let Some(wanted) = crate::groups::wanted(point) else { return point.to_owned() };
+    let estate = core.estate();
+    let id = estate.machine_named(machine).map(|entry| entry.row.id);
+    let group = id.and_then(|id| estate.group_of(id)).map(|entry| entry.row.name.as_str());
+    let is_id = wanted.parse::<continuum_model::id::PointId>().is_ok();
+    if is_id || group.is_some_and(|group| wanted.is_empty() || wanted == group) {
+        point.to_owned()
+    } else {
+        "latest".into()
+    }
+}
+
+/// Whether the machine shares a point with its group, and how old it is.
+fn group_check(entry: &MachineEntry, estate: &Estate, now: Timestamp, checks: &mut Vec<pb::Check>) {
+    let Some(group) = estate.group_of(entry.row.id) else { return };
+    let name = shown(&group.row.name);
+    checks.push(match crate::groups::resolve(estate, entry.row.id, &group.row.name) {
+        Ok(point) => {
+            let age = now.since(point.time).as_secs_f64();
+            check("group", "ok", &format!("the newest point shared with all of {name} is {age:.0} s old"), "")
+        }
+        Err(_) => check(
+            "group",
+            "warning",
+            &format!(
+                "there is no point yet that all of {name} share: its machines come up at moments of their own"
+            ),
+            "cut one: continuum bookmark group/NAME",
+        ),
+    });
 }
 
 fn check(name: &str, state: &str, detail: &str, remedy: &str) -> pb::Check {
@@ -481,7 +543,10 @@ fn summary(kind: JobKind, name: &str, preview: Option<&pb::PreviewReply>) -> Str
         | JobKind::PlanFailover
         | JobKind::ApplyPlan
         | JobKind::CheckPlan
-        | JobKind::DeletePlan => format!("{} {name}", kind.name()),
+        | JobKind::DeletePlan
+        | JobKind::SetGroup
+        | JobKind::DeleteGroup
+        | JobKind::GroupBookmark => format!("{} {name}", kind.name()),
     }
 }
 

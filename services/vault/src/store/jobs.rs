@@ -68,6 +68,12 @@ pub(crate) struct Params {
     pub(crate) start_at: Option<Timestamp>,
     /// A resync that does not wait for its window.
     pub(crate) now: bool,
+    /// A bookmark with the machine's hooks around it.
+    pub(crate) app_consistent: bool,
+    /// The consistency group that the job is about.
+    pub(crate) group: String,
+    /// The shared points that a run brings its machines up at; others take what `point` says, or the latest.
+    pub(crate) shared: std::collections::BTreeMap<MachineId, PointId>,
     /// What a run of a plan does.
     pub(crate) plan: Option<FrozenPlan>,
     /// How many manual actions of a run were done. The order that says so writes it, beside the engine.

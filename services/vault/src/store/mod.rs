@@ -10,6 +10,7 @@
 //! until they were told).
 
 pub(crate) mod access;
+pub(crate) mod groups;
 pub(crate) mod inventory;
 pub(crate) mod jobs;
 pub(crate) mod news;

@@ -227,6 +227,7 @@ impl Handler for Agent {
                 sequence,
                 time_us: now(),
                 consistent: true,
+                ..Default::default()
             }),
             Some(Act::SourceDigest(_)) => command_result::Result::Digests(pb::Digests {
                 disks: vec![pb::DiskDigest { index: 0, digest: "aa".into(), bytes_read: 1 << 20 }],

@@ -37,6 +37,8 @@ use std::time::Duration;
 /// Deadlines of single acts.
 const QUICK: Duration = Duration::from_secs(60);
 const SLOW: Duration = Duration::from_secs(600);
+/// An agent's scripts have their own limits below this one.
+const HOOKS: Duration = Duration::from_secs(1800);
 const DIGEST: Duration = Duration::from_secs(4 * 3600);
 /// A guest that does not answer by then has failed its probes.
 const PROBE_SECONDS: u32 = 120;
@@ -134,6 +136,8 @@ pub(crate) async fn act(ctx: &mut Ctx<'_>) -> Result<Done, Fault> {
         Step::Group => ctx.group().await,
         Step::Manual => ctx.manual().await,
         Step::Report => ctx.report(),
+        Step::GroupBarrier => ctx.group_barrier().await,
+        Step::GroupListed => ctx.group_listed().await,
     }
 }
 

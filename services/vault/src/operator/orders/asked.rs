@@ -15,13 +15,15 @@ pub(super) struct Asked {
 }
 
 /// The kind of job that an order makes.
-pub(super) fn kind_of(order: &Order) -> JobKind {
+pub(super) fn kind_of(order: &Order, machine: &str) -> JobKind {
+    let is_group = crate::groups::named(machine).is_some();
     match order {
         Order::Protect(_) => JobKind::Protect,
         Order::Unprotect(_) => JobKind::Unprotect,
         Order::Resync(_) => JobKind::Resync,
         Order::Pause(_) => JobKind::Pause,
         Order::Resume(_) => JobKind::Resume,
+        Order::Bookmark(_) if is_group => JobKind::GroupBookmark,
         Order::Bookmark(_) => JobKind::Bookmark,
         Order::TestFailover(_) => JobKind::TestFailover,
         Order::Cleanup(_) => JobKind::Cleanup,
@@ -35,6 +37,8 @@ pub(super) fn kind_of(order: &Order) -> JobKind {
         Order::ApplyPlan(order) if order.dry_run => JobKind::CheckPlan,
         Order::ApplyPlan(_) => JobKind::ApplyPlan,
         Order::DeletePlan(_) => JobKind::DeletePlan,
+        Order::SetGroup(_) => JobKind::SetGroup,
+        Order::DeleteGroup(_) => JobKind::DeleteGroup,
         Order::RunPlan(order) => match order.kind.as_str() {
             "cleanup" => JobKind::PlanCleanup,
             "failover" => JobKind::PlanFailover,
@@ -47,11 +51,15 @@ pub(super) fn kind_of(order: &Order) -> JobKind {
     }
 }
 
-pub(super) fn asked(order: &Order, now: Timestamp) -> Result<Asked, Fault> {
-    let kind = kind_of(order);
+pub(super) fn asked(order: &Order, machine: &str, now: Timestamp) -> Result<Asked, Fault> {
+    let kind = kind_of(order, machine);
     let mut params = Params::default();
     let at = |point: &str| -> Result<String, Fault> {
         let point = if point.is_empty() { "latest" } else { point };
+        // Which point that is, is settled with the order.
+        if crate::groups::wanted(point).is_some() {
+            return Ok(limited(point, NAME_BYTES_MAX));
+        }
         let choice: PointChoice =
             point.parse().map_err(|error: continuum_model::point::InvalidPointChoice| {
                 usage("point.invalid", &error.to_string(), "see `continuum get points`")
@@ -87,11 +95,17 @@ pub(super) fn asked(order: &Order, now: Timestamp) -> Result<Asked, Fault> {
             }
         }
         Order::Bookmark(order) => {
-            if order.app_consistent {
-                return Err(Fault::new(FaultClass::NotReady, "not-available", "an application-consistent point is not possible: this version's agents cut crash-consistent ones")
-                    .affects("this order")
-                    .spares("nothing was changed")
-                    .remedy("order the bookmark without it"));
+            params.app_consistent = order.app_consistent;
+            params.group = crate::groups::named(machine).unwrap_or_default().to_owned();
+            if order.app_consistent && kind == JobKind::GroupBookmark {
+                return Err(Fault::new(
+                    FaultClass::NotReady,
+                    "not-available",
+                    "a point that a whole group shares is crash-consistent",
+                )
+                .affects("this order")
+                .spares("nothing was changed")
+                .remedy("order it without --app-consistent, or order one for each machine"));
             }
             if order.name.len() > NAME_BYTES_MAX {
                 return Err(usage(
@@ -102,7 +116,8 @@ pub(super) fn asked(order: &Order, now: Timestamp) -> Result<Asked, Fault> {
             }
             // A bookmark without a name could not be told from a point without one.
             params.name = if order.name.is_empty() { "bookmark".into() } else { order.name.clone() };
-            format!("bookmark {}", shown(&params.name))
+            let kind = if order.app_consistent { "application-consistent bookmark" } else { "bookmark" };
+            format!("{kind} {}", shown(&params.name))
         }
         Order::TestFailover(order) => {
             params.point = at(&order.point)?;
@@ -200,6 +215,14 @@ pub(super) fn asked(order: &Order, now: Timestamp) -> Result<Asked, Fault> {
         Order::DeletePlan(order) => {
             params.name = order.plan.clone();
             format!("delete plan {}", shown(&limited(&order.plan, NAME_BYTES_MAX)))
+        }
+        Order::SetGroup(order) => {
+            let machines: Vec<String> =
+                order.machines.iter().take(32).map(|name| shown(&limited(name, NAME_BYTES_MAX))).collect();
+            format!("set group {}: {}", shown(&limited(&order.name, NAME_BYTES_MAX)), machines.join(", "))
+        }
+        Order::DeleteGroup(order) => {
+            format!("delete group {}", shown(&limited(&order.group, NAME_BYTES_MAX)))
         }
         Order::RunPlan(order) => {
             if !matches!(order.kind.as_str(), "test-failover" | "cleanup" | "failover") {

@@ -76,7 +76,7 @@ pub(crate) async fn record(
         // Who may begin a drill may say that a thing was done.
         Order::Proceed(_) => Right::Order(JobKind::PlanDrill),
         Order::Unprotect(order) if !order.keep_replica => Right::DeletePoints,
-        order => Right::Order(kind_of(order)),
+        order => Right::Order(kind_of(order, &request.machine)),
     };
     if !by.role.may(right) {
         return Err(refused(core, by, &request, right).await?);
@@ -89,7 +89,12 @@ pub(crate) async fn record(
         | Order::SetPolicy(_)
         | Order::ApplyPlan(_)
         | Order::DeletePlan(_)
-        | Order::RunPlan(_) => begin(core, by, &request, None).await,
+        | Order::RunPlan(_)
+        | Order::SetGroup(_)
+        | Order::DeleteGroup(_) => begin(core, by, &request, None).await,
+        Order::Bookmark(_) if crate::groups::named(&request.machine).is_some() => {
+            begin(core, by, &request, None).await
+        }
         _ => {
             let machine = core.estate().machine_named(&request.machine).map(|entry| entry.row.id);
             let machine = machine.ok_or_else(|| no_machine(&request.machine))?;
@@ -121,7 +126,7 @@ async fn begin(
         .as_ref()
         .ok_or_else(|| usage("order.empty", "the request holds no order", "choose one"))?;
     let now = core.world.now();
-    let mut asked = asked(order, now)?;
+    let mut asked = asked(order, &request.machine, now)?;
     let id = core.world.id(JobId::make);
     let mut tx = core.store.begin().await?;
     let body = digest_of(request, &by.name);
@@ -170,6 +175,11 @@ async fn begin(
             let entry = estate.machines.get(&row.id).ok_or_else(|| no_machine(&request.machine))?;
             changes.push(Write::ProcessServer(relays::chosen(&estate, entry, &order.process_server)?));
         }
+        if let Some(wanted) = crate::groups::wanted(&asked.params.point) {
+            let point = crate::groups::resolve(&core.estate(), row.id, wanted)?;
+            asked.detail.push_str(&format!(", which is {} of group {}", point.id, shown(&point.group)));
+            asked.params.point = point.id.to_string();
+        }
         let (more, begun) = plan::begin(asked.kind, &asked.params, row, id, &core.world)?;
         changes.extend(more);
         facts = begun;
@@ -177,13 +187,18 @@ async fn begin(
     if asked.kind.is_about_plans() {
         plans::check(core, &mut tx, &mut asked, request).await?;
     }
+    if asked.kind == JobKind::GroupBookmark {
+        let group = &asked.params.group;
+        tx.group(group).await?.filter(|row| !row.deleted).ok_or_else(|| crate::groups::no_group(group))?;
+    }
+    let group = Some(&asked.params.group).filter(|name| !name.is_empty()).map(|name| format!("group/{name}"));
     let about = asked.params.plan.as_ref().map(|plan| format!("plan/{}", plan.name));
     let mut job = JobRow {
         id,
         version: 0,
         kind: asked.kind.name().to_owned(),
         machine,
-        machine_name: row.as_ref().map(|row| row.name.clone()).or(about).unwrap_or_default(),
+        machine_name: row.as_ref().map(|row| row.name.clone()).or(about).or(group).unwrap_or_default(),
         state: JobState::Queued,
         by: by.name.clone(),
         detail: asked.detail,

@@ -104,6 +104,8 @@ pub(super) async fn at_once_effects(
             })?;
             set_policy(core, tx, message).await?;
         }
+        Order::SetGroup(order) => crate::groups::set(core, tx, order).await?,
+        Order::DeleteGroup(order) => crate::groups::delete(tx, &order.group).await?,
         Order::RetryNow(_) if row.is_some_and(|row| row.protection.is_none()) => {}
         _ => {}
     }
