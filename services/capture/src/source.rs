@@ -287,6 +287,12 @@ impl Source {
         SplitDisk::new(self.shared.clone(), index).map(|disk| Arc::new(disk) as Arc<dyn BlockDevice>)
     }
 
+    /// One of its disks, for what the machine wrote elsewhere and brings home: written also while guests' writes are
+    /// refused. Ships nothing while paused: what is written only becomes stale in the map.
+    pub fn homeward(&self, index: usize) -> Option<Arc<dyn BlockDevice>> {
+        SplitDisk::homeward(self.shared.clone(), index).map(|disk| Arc::new(disk) as Arc<dyn BlockDevice>)
+    }
+
     /// The sizes of its disks, in bytes.
     pub fn sizes(&self) -> &[u64] {
         &self.shared.sizes
@@ -448,6 +454,16 @@ impl Source {
         point: PointId,
     ) -> Result<(Sequence, Timestamp, Vec<Digest>), SourceError> {
         self.shared.digest(|| self.barrier(BarrierKind::Crash, "verify", point))
+    }
+
+    /// Digests every disk while guests' writes are refused. Reads all disks once.
+    ///
+    /// Errors: they are not refused; a disk cannot be read.
+    pub fn digest_at_rest(&self) -> Result<Vec<Digest>, SourceError> {
+        if !self.shared.is_halted() {
+            return Err(SourceError::Digest { reason: "the machine still writes".into() });
+        }
+        self.shared.digest_at_rest()
     }
 
     /// Sends regions again, which the replica lost: from a disk's first one up to, and without, the last.

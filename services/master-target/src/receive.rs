@@ -118,8 +118,8 @@ async fn take(mut receiver: Receiver, queue: mpsc::Sender<Envelope>) -> Result<(
                 }
             }
             Message::Refused(fault) => return Err(fault),
-            Message::Ack(_) => {
-                return Err(crate::fault("channel.protocol", "an acknowledgement came the wrong way"));
+            Message::Ack(_) | Message::Holds(_) | Message::Ask(..) | Message::Sums(_) => {
+                return Err(crate::fault("channel.protocol", "a message came the wrong way"));
             }
         }
     }

@@ -1,5 +1,6 @@
 //! Serving the disks, and the session with the vault.
 
+use crate::home::{Receiver, Wanted};
 use crate::sender::{self, Course, Link, Route};
 use crate::sums::Sums;
 use continuum_capture::block_server::Listen;
@@ -68,6 +69,7 @@ struct Agent {
     retry_now: Arc<Notify>,
     report_now: Arc<Notify>,
     sums: Arc<Sums>,
+    home: Arc<Receiver>,
 }
 
 /// Runs until `stop`. The disks are served from the first moment.
@@ -107,7 +109,10 @@ pub async fn run(
         .map_err(|error| start("the disks cannot be served", error.to_string()))?;
     tracing::info!(socket = %config.socket.display(), disks = config.disks.len(), "disks are served");
     let (course, courses) = watch::channel(Course::Wait);
+    let home =
+        Arc::new(Receiver::new(source.clone(), machine, config.dir.clone(), config.disks.len()));
     let agent = Arc::new(Agent {
+        home: home.clone(),
         machine,
         source: source.clone(),
         server,
@@ -130,6 +135,7 @@ pub async fn run(
         agent.retry_now.clone(),
         stop.clone(),
     );
+    let receiving = home.run(credentials.clone(), agent.retry_now.clone(), stop.clone());
     let vault = agent.config.vault_address.clone();
     let dial = move || {
         let (credentials, vault) = (credentials.clone(), vault.clone());
@@ -137,7 +143,7 @@ pub async fn run(
     };
     let session = session::run(dial, agent.clone(), agent.report_now.clone(), stop.clone());
     let points = agent.cut_points(stop);
-    tokio::join!(sending, session, points);
+    tokio::join!(sending, receiving, session, points);
     // Guests leave first; then what waits is staged and the maps are closed, so that the next start believes them.
     agent.sums.close();
     let closed = tokio::task::spawn_blocking(move || agent.server.close());
@@ -182,6 +188,41 @@ impl Agent {
             match self.source.barrier(BarrierKind::Crash, "", point) {
                 Ok(_) => last = Some(std::time::Instant::now()),
                 Err(error) => tracing::debug!(%error, "no point was cut"),
+            }
+        }
+    }
+
+    /// Begins or ends taking in what runs at the recovery site, as the vault says. `false`: it could not be begun.
+    async fn on_its_way_home(&self, assignment: &pb::AgentAssignment) -> bool {
+        let (home, source) = (self.home.clone(), self.source.clone());
+        let wanted = assignment.receive.then(|| Wanted {
+            epoch: Epoch(assignment.epoch),
+            address: assignment.target_address.clone(),
+            target: assignment.target_id.clone(),
+            view: assignment.view_id.clone(),
+        });
+        let done = tokio::task::spawn_blocking(move || match wanted {
+            None => {
+                home.shut();
+                Ok(())
+            }
+            Some(wanted) => {
+                // First the guest: from here on its writes would be overwritten.
+                source.halt()?;
+                home.follow(wanted);
+                Ok(())
+            }
+        });
+        match done.await {
+            Ok(Ok(())) => true,
+            Ok(Err(error)) => {
+                let error: std::io::Error = error;
+                tracing::error!("this machine cannot be stopped here, so nothing is taken in: {error}");
+                false
+            }
+            Err(error) => {
+                tracing::error!(%error, "an assignment could not be taken");
+                false
             }
         }
     }
@@ -267,6 +308,7 @@ impl Handler for Agent {
             epoch: assigned.epoch,
             fenced: link.fenced || assigned.fenced,
             stopped: status.halted,
+            receiving: self.home.report(),
         })
     }
 
@@ -283,6 +325,9 @@ impl Handler for Agent {
         if let Some(policy) = &assignment.policy {
             self.source.set_staging_max(policy.staging_bytes_max.max(64 << 20));
         }
+        if !self.on_its_way_home(&assignment).await {
+            return;
+        }
         // Replicated from here again, under a newer epoch than that in which it was stopped: the move was undone,
         // or it was protected anew.
         let released = self.source.halted_under().is_some_and(|under| Epoch(assignment.epoch) > under);
@@ -293,7 +338,9 @@ impl Handler for Agent {
         {
             tracing::error!("the disks still take no writes: {error}");
         }
-        let course = if assignment.fenced {
+        let course = if assignment.receive {
+            Course::Hold("the direction is reversed: this machine takes in what runs at the recovery site")
+        } else if assignment.fenced {
             Course::Hold("this machine was failed over: its writes are remembered here and not replicated")
         } else if !assignment.replicate {
             Course::Hold("this machine is not protected")
@@ -338,6 +385,9 @@ impl Handler for Agent {
                 }))
             }
             Some(Act::StopSource(order)) if order.release => {
+                let home = self.home.clone();
+                let shut = tokio::task::spawn_blocking(move || home.shut()).await;
+                shut.map_err(|error| refused("source.release", error.to_string()))?;
                 let released = self.source.release();
                 released.map_err(|error| refused("source.release", error.to_string()))?;
                 Ok(command_result::Result::Done(pb::Done { detail: "the machine may write again".into() }))
@@ -377,8 +427,23 @@ impl Handler for Agent {
                 Ok(command_result::Result::Done(pb::Done { detail: "they are sent again".into() }))
             }
             Some(Act::ReconnectNow(_)) => {
+                self.retry_now.notify_waiters();
                 self.retry_now.notify_one();
                 Ok(command_result::Result::Done(pb::Done { detail: "trying now".into() }))
+            }
+            Some(Act::HomeDigest(_)) => {
+                let source = self.source.clone();
+                progress.tell(0.0, "reading the disks");
+                let digested = tokio::task::spawn_blocking(move || source.digest_at_rest()).await;
+                let digests = digested
+                    .map_err(|error| refused("digest.died", error.to_string()))?
+                    .map_err(|error| refused("digest.refused", format!("{error}{}", cause(&error))))?;
+                let disks = (0..).zip(&digests).map(|(index, digest)| pb::DiskDigest {
+                    index,
+                    digest: digest.to_string(),
+                    bytes_read: 0,
+                });
+                Ok(command_result::Result::Digests(pb::Digests { disks: disks.collect(), ..Default::default() }))
             }
             Some(Act::SourceDigest(order)) => {
                 let (source, point) = (self.source.clone(), point(&order.point_id)?);

@@ -127,7 +127,9 @@ impl Lane {
             let envelope = match message {
                 Message::Frame(envelope) => envelope,
                 Message::Refused(fault) => return Err(fault),
-                Message::Ack(_) => return Err(unexpected()),
+                Message::Ack(_) | Message::Holds(_) | Message::Ask(..) | Message::Sums(_) => {
+                    return Err(unexpected());
+                }
             };
             self.gauge.received.fetch_add(envelope.len() as u64, Ordering::Relaxed);
             match order.take(&envelope.head).map_err(|fault| *fault)? {
@@ -270,7 +272,9 @@ impl Lane {
                     self.gauge.acknowledged.store(ack.number.0, Ordering::Relaxed);
                 }
                 Message::Refused(fault) => return Err(fault),
-                Message::Frame(_) => return Err(unexpected()),
+                Message::Frame(_) | Message::Holds(_) | Message::Ask(..) | Message::Sums(_) => {
+                    return Err(unexpected());
+                }
             }
         }
         Err(Fault::new(FaultClass::NotConnected, "target.gone", "the master target closed the stream")
