@@ -5,6 +5,7 @@ mod console;
 mod drill;
 mod guests;
 mod headless;
+mod home;
 mod hostile;
 mod moments;
 mod partition;

@@ -466,6 +466,12 @@ impl Dialog {
                 Order::Failover(pb::FailoverOrder { kind: "planned".into(), point: String::new() })
             }
             (Action::Commit, _) => Order::Commit(pb::Commit {}),
+            (Action::ChangePoint, _) => Order::ChangePoint(pb::ChangePoint { point }),
+            (Action::CancelFailover, _) => Order::CancelFailover(pb::CancelFailover {}),
+            (Action::Reprotect, _) => Order::Reprotect(pb::Reprotect {}),
+            (Action::Failback, _) => Order::Failback(pb::Failback { kind: "planned".into() }),
+            (Action::UnplannedFailback, _) => Order::Failback(pb::Failback { kind: "unplanned".into() }),
+            (Action::CompleteMigration, _) => Order::CompleteMigration(pb::CompleteMigration {}),
             (Action::RetryNow, _) => Order::RetryNow(pb::RetryNow {}),
             (Action::CancelJob, _) => Order::CancelJob(pb::CancelJob { job: object }),
             (Action::Proceed, _) => Order::Proceed(pb::Proceed { job: object }),

@@ -346,6 +346,12 @@ const fn asks_readiness(action: Action) -> Option<&'static str> {
         Action::Failover => Some("failover"),
         Action::PlannedFailover => Some("planned-failover"),
         Action::Commit => Some("commit"),
+        Action::ChangePoint => Some("change-point"),
+        Action::CancelFailover => Some("cancel-failover"),
+        Action::Reprotect => Some("reprotect"),
+        Action::Failback => Some("failback"),
+        Action::UnplannedFailback => Some("unplanned-failback"),
+        Action::CompleteMigration => Some("complete-migration"),
         Action::Unprotect => Some("unprotect"),
         _ => None,
     }

@@ -82,15 +82,6 @@ impl Ctx<'_> {
         if !self.core.estate().connected(agent) {
             return Ok(Done::warning("the agent is not connected: it is told when it comes back"));
         }
-        let stopped = {
-            let estate = self.core.estate();
-            let report = estate.machines.get(&row.id).and_then(|entry| entry.live.agent.as_ref());
-            report.is_some_and(|(report, _)| report.stopped)
-        };
-        // Who ends the protection of a machine that was moved takes it back where it is.
-        if stopped {
-            self.release_source().await?;
-        }
         let stopped = self.core.until(|estate| {
             let entry = estate.machines.get(&row.id)?;
             let away = !estate.connected(agent);
@@ -107,19 +98,31 @@ impl Ctx<'_> {
 
     /// A machine that runs at the recovery site on this replica goes with it, unless the replica is kept.
     pub(super) async fn bring_down(&self) -> Result<Done, Fault> {
-        let (_, protection) = self.protection()?;
-        let Some(run) = protection.failed_over.filter(|_| !self.job.params.keep_replica) else {
-            return Ok(Done::said("nothing was brought up"));
+        let (row, protection) = self.protection()?;
+        let run = protection.failed_over.filter(|_| !self.job.params.keep_replica);
+        let brought_up = run.is_some();
+        if let Some(run) = run {
+            let view_id = run.view.to_string();
+            let stop = Act::StopGuest(pb::StopGuest { view_id: view_id.clone() });
+            self.ask(protection.master_target, "/guest", stop, QUICK).await?;
+            let close = Act::CloseView(pb::CloseView { view_id });
+            self.ask(protection.master_target, "/view", close, QUICK).await?;
+            for former in run.former {
+                self.close(former, "/former").await?;
+            }
+        }
+        // Who ends the protection of a machine that was moved takes it back where it is: after it stopped there.
+        let stopped = {
+            let estate = self.core.estate();
+            let report = estate.machines.get(&row.id).and_then(|entry| entry.live.agent.as_ref());
+            report.is_some_and(|(report, _)| report.stopped) && estate.connected(agent_of(row.id))
         };
-        let view_id = run.view.to_string();
-        self.ask(
-            protection.master_target,
-            "/guest",
-            Act::StopGuest(pb::StopGuest { view_id: view_id.clone() }),
-            QUICK,
-        )
-        .await?;
-        self.ask(protection.master_target, "/view", Act::CloseView(pb::CloseView { view_id }), QUICK).await?;
+        if stopped {
+            self.release_source().await?;
+        }
+        if !brought_up {
+            return Ok(Done::said("nothing was brought up"));
+        }
         Ok(Done::said("the machine at the recovery site was stopped").with(vec![Write::BroughtDown]))
     }
 
