@@ -21,10 +21,13 @@ pub fn run(setting: &Setting, wanted: &Branch) -> Result<(), Fault> {
         BranchAct::Export { dir, name, disk, onto } => {
             let found = named(dir, name)?;
             let blocks = branch::lay_over(&found.path, *disk, onto).map_err(|error| {
-                fault("branch.export", format!("branch {} could not be laid over {}: {error}", shown(name), onto.display()))
-                    .affects("the image, which may hold a part of it")
-                    .spares("the branch, and the machine's disks")
-                    .remedy("mend what is named and order it again: doing it twice does no harm")
+                fault(
+                    "branch.export",
+                    format!("branch {} could not be laid over {}: {error}", shown(name), onto.display()),
+                )
+                .affects("the image, which may hold a part of it")
+                .spares("the branch, and the machine's disks")
+                .remedy("mend what is named and order it again: doing it twice does no harm")
             })?;
             setting.say(&format!("{blocks} blocks of 64 KiB are as they were"));
             Ok(())
@@ -50,7 +53,8 @@ pub fn run(setting: &Setting, wanted: &Branch) -> Result<(), Fault> {
 }
 
 fn list(setting: &Setting, dir: &Path) -> Result<(), Fault> {
-    let found = branch::list(dir).map_err(|error| fault("branch.list", format!("{}: {error}", dir.display())))?;
+    let found =
+        branch::list(dir).map_err(|error| fault("branch.list", format!("{}: {error}", dir.display())))?;
     let mut branches = Vec::new();
     for branch in found {
         match branch {
@@ -68,11 +72,16 @@ fn list(setting: &Setting, dir: &Path) -> Result<(), Fault> {
 }
 
 fn named(dir: &Path, name: &str) -> Result<Found, Fault> {
-    let found = branch::list(dir).map_err(|error| fault("branch.list", format!("{}: {error}", dir.display())))?;
+    let found =
+        branch::list(dir).map_err(|error| fault("branch.list", format!("{}: {error}", dir.display())))?;
     found.into_iter().flatten().find(|branch| branch.name == name).ok_or_else(|| {
-        Fault::new(FaultClass::NotFound, "branch.unknown", format!("there is no branch {} in {}", shown(name), dir.display()))
-            .spares("nothing was changed")
-            .remedy(format!("see `continuum branch list {}`", dir.display()))
+        Fault::new(
+            FaultClass::NotFound,
+            "branch.unknown",
+            format!("there is no branch {} in {}", shown(name), dir.display()),
+        )
+        .spares("nothing was changed")
+        .remedy(format!("see `continuum branch list {}`", dir.display()))
     })
 }
 
@@ -91,7 +100,13 @@ fn text(out: &mut dyn Write, branches: &[Found]) -> io::Result<()> {
         return writeln!(out, "no branches");
     }
     for found in branches {
-        writeln!(out, "{}: {}, made {}", shown(&found.name), human::bytes(Some(found.bytes)), shown(&found.about.made))?;
+        writeln!(
+            out,
+            "{}: {}, made {}",
+            shown(&found.name),
+            human::bytes(Some(found.bytes)),
+            shown(&found.about.made)
+        )?;
         for (disk, blocks) in found.blocks.iter().enumerate() {
             writeln!(out, "  disk {disk:<4} {blocks} blocks of 64 KiB")?;
         }

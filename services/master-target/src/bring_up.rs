@@ -10,16 +10,16 @@
 //! opened and served again on the same sockets, so that a guest, which is a process of its own, goes on.
 //! Cleanup of what does not exist is a success.
 
-use crate::reverse::Asking;
 use crate::estate::{AssignedDisk, Estate, replace_file, sync_dir};
+use crate::reverse::Asking;
 use crate::{fault, replica_fault};
 use continuum_capture::disk::{Activity, Stamp};
 use continuum_capture::nbd::{self, BlockDevice, Extent};
 use continuum_capture::source::SourceSpec;
 use continuum_capture::{Source, SourceConfig, SourceDisk};
 use continuum_fabric::compute::{Compute, GuestRecord, GuestSpec, Probe};
-use continuum_model::fault::{Fault, FaultClass};
 use continuum_model::digest::Digest;
+use continuum_model::fault::{Fault, FaultClass};
 use continuum_model::feed::BarrierKind;
 use continuum_model::id::{MachineId, PointId, ViewId};
 use continuum_model::time::Timestamp;
@@ -154,11 +154,8 @@ impl BringUp {
             let below = OverlayDisk { overlay: overlay.clone(), disk: disk.index, size: disk.size_bytes };
             SourceSpec { id: disk.id, disk: Box::new(Captured { below, view: record.view }) }
         });
-        let config = SourceConfig {
-            machine: record.machine,
-            dir: self.feed_dir(record.view),
-            disks: disks.collect(),
-        };
+        let config =
+            SourceConfig { machine: record.machine, dir: self.feed_dir(record.view), disks: disks.collect() };
         let source = Source::open(config, Arc::new(SystemClock::default()), &mut SystemEntropy);
         let source = source.map_err(|error| fault("view.feed", error.to_string()))?;
         let asking = Arc::new(Asking::default());
@@ -208,9 +205,9 @@ impl BringUp {
     pub fn close(&self) {
         for (view, Served { server, follow, .. }) in self.served().drain() {
             drop(server);
-            if let Some(follow) = follow
-                && let Err(error) = follow.source.close()
-            {
+            let Some(follow) = follow else { continue };
+            follow.asking.end();
+            if let Err(error) = follow.source.close() {
                 tracing::warn!(%view, %error, "the feed of a view was not closed in good order: it is compared again");
             }
         }
@@ -323,8 +320,15 @@ impl BringUp {
     /// Removes a view with its overlay. None is fine.
     pub fn close_view(&self, machine: MachineId, view: ViewId) -> Result<(), Fault> {
         self.stop_guest(view)?;
-        // Dropping the server closes its clients and the view.
-        drop(self.served().remove(&view));
+        let gone = self.served().remove(&view);
+        if let Some(Served { server, follow, .. }) = gone {
+            // Its clients leave first; what they wrote is not needed any more.
+            drop(server);
+            if let Some(follow) = follow {
+                follow.asking.end();
+                let _ = follow.source.close();
+            }
+        }
         if let Ok(store) = self.estate.replica(machine).and_then(|replica| replica.store()) {
             Store::remove_overlay(&store, view).map_err(|error| replica_fault(&error))?;
         }

@@ -3,7 +3,7 @@
 use crate::bring_up::{BringUp, ServedDisk};
 use crate::estate::{Estate, Replica, Reported};
 use crate::schedule::{self, Schedule};
-use crate::{fault, receive, reverse, replica_fault, retention};
+use crate::{fault, receive, replica_fault, retention, reverse};
 use continuum_fabric::lab::LabCompute;
 use continuum_model::digest::Nodes;
 use continuum_model::fault::{Fault, FaultClass};
@@ -245,7 +245,10 @@ impl Target {
                     digest: digest.to_string(),
                     bytes_read: 0,
                 });
-                Ok(command_result::Result::Digests(pb::Digests { disks: disks.collect(), ..Default::default() }))
+                Ok(command_result::Result::Digests(pb::Digests {
+                    disks: disks.collect(),
+                    ..Default::default()
+                }))
             }
             Act::QueryTimeline(order) => {
                 let request = order.request.unwrap_or_default();

@@ -38,6 +38,7 @@ struct Asked {
     stream: u64,
     out: Option<mpsc::Sender<(DiskIndex, Nodes)>>,
     reply: Option<Sums>,
+    ended: bool,
 }
 
 impl Asking {
@@ -70,31 +71,49 @@ impl Asking {
         }
     }
 
-    /// Asks the receiver, and waits. One question at a time: the thread that compares is one.
+    /// Nobody waits any more.
+    pub(crate) fn end(&self) {
+        self.inner().ended = true;
+        self.answered.notify_all();
+    }
+
+    /// Asks the receiver, and waits: for a stream too, since without an answer everything would be sent. One question
+    /// at a time: the thread that compares is one.
     pub(crate) fn ask(&self, disk: DiskIndex, nodes: &Nodes) -> Result<ReplicaSums, String> {
         let mut inner = self.inner();
-        let stream = inner.stream;
-        inner.reply = None;
-        let Some(out) = inner.out.clone() else { return Err("the old source is not connected".into()) };
-        if out.try_send((disk, nodes.clone())).is_err() {
-            return Err("the stream to the old source ended".into());
-        }
-        let deadline = Instant::now() + SUMS_PATIENCE;
+        let mut asked_on = None;
+        let mut deadline = Instant::now();
         loop {
-            if inner.stream != stream || inner.out.is_none() {
-                return Err("the stream to the old source ended".into());
+            if inner.ended {
+                return Err("what was brought up is closed".into());
             }
-            if let Some(told) = inner.reply.take() {
-                if told.sums.len() as u64 != nodes.range.end - nodes.range.start {
-                    return Err("the old source told other sums than were asked for".into());
+            let stream = inner.stream;
+            let wait = match inner.out.clone() {
+                None => SUMS_PATIENCE,
+                Some(out) if asked_on != Some(stream) => {
+                    inner.reply = None;
+                    // Where its stream has ended already, the next one is asked.
+                    let _ = out.try_send((disk, nodes.clone()));
+                    asked_on = Some(stream);
+                    deadline = Instant::now() + SUMS_PATIENCE;
+                    SUMS_PATIENCE
                 }
-                return Ok(ReplicaSums { behind: (told.frame, told.digest), sums: told.sums });
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(format!("the old source told no sums within {} s", SUMS_PATIENCE.as_secs()));
-            }
-            inner = self.answered.wait_timeout(inner, left).unwrap_or_else(PoisonError::into_inner).0;
+                Some(_) => {
+                    if let Some(told) = inner.reply.take() {
+                        if told.sums.len() as u64 != nodes.range.end - nodes.range.start {
+                            return Err("the old source told other sums than were asked for".into());
+                        }
+                        return Ok(ReplicaSums { behind: (told.frame, told.digest), sums: told.sums });
+                    }
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        let seconds = SUMS_PATIENCE.as_secs();
+                        return Err(format!("the old source told no sums within {seconds} s"));
+                    }
+                    left
+                }
+            };
+            inner = self.answered.wait_timeout(inner, wait).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Serving the disks, and the session with the vault.
 
-use crate::home::{Receiver, Wanted};
+use crate::home::{Receiver, Wanted, branch};
 use crate::sender::{self, Course, Link, Route};
 use crate::sums::Sums;
 use continuum_capture::block_server::Listen;
@@ -109,8 +109,7 @@ pub async fn run(
         .map_err(|error| start("the disks cannot be served", error.to_string()))?;
     tracing::info!(socket = %config.socket.display(), disks = config.disks.len(), "disks are served");
     let (course, courses) = watch::channel(Course::Wait);
-    let home =
-        Arc::new(Receiver::new(source.clone(), machine, config.dir.clone(), config.disks.len()));
+    let home = Arc::new(Receiver::new(source.clone(), machine, config.dir.clone(), config.disks.len()));
     let agent = Arc::new(Agent {
         home: home.clone(),
         machine,
@@ -284,6 +283,7 @@ impl Handler for Agent {
         let status = self.source.status();
         let link = self.link.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let assigned = self.assigned_now();
+        let (branches, branch_bytes) = branch::weight(&self.config.dir);
         server_message::Message::Agent(pb::AgentReport {
             load: Some(session::load(&self.config.dir)),
             disks: self.disks(),
@@ -309,6 +309,8 @@ impl Handler for Agent {
             fenced: link.fenced || assigned.fenced,
             stopped: status.halted,
             receiving: self.home.report(),
+            branches,
+            branch_bytes,
         })
     }
 
@@ -443,7 +445,10 @@ impl Handler for Agent {
                     digest: digest.to_string(),
                     bytes_read: 0,
                 });
-                Ok(command_result::Result::Digests(pb::Digests { disks: disks.collect(), ..Default::default() }))
+                Ok(command_result::Result::Digests(pb::Digests {
+                    disks: disks.collect(),
+                    ..Default::default()
+                }))
             }
             Some(Act::SourceDigest(order)) => {
                 let (source, point) = (self.source.clone(), point(&order.point_id)?);

@@ -11,10 +11,10 @@ use crate::core::Core;
 use crate::estate::{Estate, MachineEntry, ServerEntry, agent_of};
 use crate::project;
 use crate::store::StoreError;
+use crate::store::inventory::Protection;
 use crate::store::news::AlertRow;
 use continuum_model::health::{Health, Mode, Symptom};
 use continuum_model::id::{AlertId, MachineId, ServerId};
-use crate::store::inventory::Protection;
 use continuum_model::protection::{ProtectionState, TestState};
 use continuum_model::time::Timestamp;
 use continuum_model::units::Bytes;
@@ -141,7 +141,10 @@ fn reversed(
         found.push(symptom(
             "reverse.down",
             Health::Warning,
-            format!("what runs at the recovery site does not reach the old source: {}", shown(&fault.message)),
+            format!(
+                "what runs at the recovery site does not reach the old source: {}",
+                shown(&fault.message)
+            ),
             "it is tried again; retry-now tries at once",
         ));
     }

@@ -191,9 +191,7 @@ pub async fn connect(
         (answer, _) => answer,
     };
     match answer.map_err(|_| lost(&io::Error::new(io::ErrorKind::TimedOut, "no welcome in 20 s")))?? {
-        (2, mut body) if body.len() == 48 => {
-            Ok((Welcome::decode(&mut body), sender, receiver))
-        }
+        (2, mut body) if body.len() == 48 => Ok((Welcome::decode(&mut body), sender, receiver)),
         (5, body) => Err(refusal(&body)),
         (kind, _) => Err(violation(&format!("message type {kind} where a welcome was expected"))),
     }

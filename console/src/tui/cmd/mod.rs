@@ -545,7 +545,11 @@ pub const REGISTRY: &[Entry] = &[
         needs: Needs::Order("failback"),
         risk: Risk::Danger,
         command: "continuum failback {machine} --unplanned",
-        ..entry(Action::UnplannedFailback, "order.unplanned-failback", "failback (unplanned: the site is lost)")
+        ..entry(
+            Action::UnplannedFailback,
+            "order.unplanned-failback",
+            "failback (unplanned: the site is lost)",
+        )
     },
     Entry {
         keys: &[(Menu, "m")],

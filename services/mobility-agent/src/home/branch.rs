@@ -206,6 +206,15 @@ pub fn list(dir: &Path) -> io::Result<Vec<Result<Found, (PathBuf, String)>>> {
     Ok(paths.into_iter().map(|path| look(&path).map_err(|error| (path, error.to_string()))).collect())
 }
 
+/// How many there are below an agent's folder, and their bytes. Looks at their names only.
+pub fn weight(dir: &Path) -> (u32, u64) {
+    let entries = std::fs::read_dir(folder(dir)).into_iter().flatten().flatten();
+    let branches = entries.filter(|entry| entry.path().extension().is_some_and(|end| end == "branch"));
+    branches.fold((0, 0), |(count, bytes), entry| {
+        (count + 1, bytes + entry.metadata().map_or(0, |about| about.len()))
+    })
+}
+
 fn look(path: &Path) -> io::Result<Found> {
     let mut file = File::open(path)?;
     let about = read_about(&mut file)?;

@@ -314,7 +314,8 @@ impl Landing {
                 } else {
                     let out = &mut buffer[..length as usize];
                     device.read(offset, out)?;
-                    for (sum, block) in sums[at as usize..].iter_mut().zip(out.chunks(REGION_BYTES as usize)) {
+                    for (sum, block) in sums[at as usize..].iter_mut().zip(out.chunks(REGION_BYTES as usize))
+                    {
                         *sum = BlockSum::of(block);
                     }
                 }
@@ -350,10 +351,14 @@ fn local(what: &str, error: &io::Error) -> Fault {
 }
 
 fn odd(what: &str) -> Fault {
-    Fault::new(FaultClass::Refused, "home.frame", format!("what came from the recovery site was not taken: {what}"))
-        .affects("the way home of this machine")
-        .spares("its disks: nothing of it was applied")
-        .remedy("update the older side; if both are current, stop the reverse direction and begin it again")
+    Fault::new(
+        FaultClass::Refused,
+        "home.frame",
+        format!("what came from the recovery site was not taken: {what}"),
+    )
+    .affects("the way home of this machine")
+    .spares("its disks: nothing of it was applied")
+    .remedy("update the older side; if both are current, stop the reverse direction and begin it again")
 }
 
 #[cfg(test)]
@@ -411,11 +416,7 @@ mod tests {
     fn frame(after: &Welcome, sequence: u64, changes: Vec<Change>) -> (Envelope, Welcome) {
         let mut builder = FrameBuilder::default();
         for (change, at) in changes.into_iter().zip(sequence..) {
-            builder.push(&Record {
-                sequence: Sequence(at),
-                time: Timestamp::from_micros(at as i64),
-                change,
-            });
+            builder.push(&Record { sequence: Sequence(at), time: Timestamp::from_micros(at as i64), change });
         }
         let identity = Identity {
             machine: machine(),

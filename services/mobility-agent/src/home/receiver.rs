@@ -141,7 +141,12 @@ impl Receiver {
                 _ => RetryClass::Recoverable,
             };
             let wait = schedule.next(class, &mut SystemEntropy).unwrap_or(Duration::from_secs(60));
-            tracing::info!(code = fault.code, ?wait, "the stream from the recovery site ended: {}", fault.message);
+            tracing::info!(
+                code = fault.code,
+                ?wait,
+                "the stream from the recovery site ended: {}",
+                fault.message
+            );
             if self.wanted.borrow().as_ref() == Some(&wanted) {
                 self.tell(|link| (link.connected, link.fault) = (false, Some(fault)));
             }
@@ -167,11 +172,8 @@ impl Receiver {
             Ok(Err(fault)) => return fault,
             Err(error) => return died(&error.to_string()),
         };
-        let hello = Hello {
-            machine: self.machine,
-            epoch: wanted.epoch,
-            session: u64::from(std::process::id()),
-        };
+        let hello =
+            Hello { machine: self.machine, epoch: wanted.epoch, session: u64::from(std::process::id()) };
         let target = Some(wanted.target.as_str()).filter(|id| !id.is_empty());
         let opened = channel::connect(credentials, &wanted.address, Role::MasterTarget, target, hello).await;
         let (_, mut sender, mut receiver) = match opened {
@@ -217,7 +219,8 @@ impl Receiver {
             return Err(closed());
         }
         if landing.as_ref().is_none_or(|(of, _)| of != wanted) {
-            self.source.pause("the direction is reversed: this machine takes in what runs at the recovery site");
+            self.source
+                .pause("the direction is reversed: this machine takes in what runs at the recovery site");
             let disks: Option<Vec<Arc<dyn BlockDevice>>> =
                 (0..self.disks).map(|index| self.source.homeward(index)).collect();
             let disks = disks.ok_or_else(|| died("a disk is missing"))?;
@@ -249,7 +252,12 @@ impl Receiver {
         done
     }
 
-    async fn keep(self: &Arc<Self>, wanted: &Wanted, mut inbox: mpsc::Receiver<In>, mut sender: Sender) -> Fault {
+    async fn keep(
+        self: &Arc<Self>,
+        wanted: &Wanted,
+        mut inbox: mpsc::Receiver<In>,
+        mut sender: Sender,
+    ) -> Fault {
         let mut next = None;
         loop {
             let item = match next.take() {

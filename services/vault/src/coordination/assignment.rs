@@ -117,7 +117,9 @@ fn master_target(estate: &Estate, server: ServerId) -> pb::MasterTargetAssignmen
                 protection.process_server.to_string()
             },
             reverse_view: match &protection.failed_over {
-                Some(run) if protection.state.is_reversed() && !is_revoked(estate, agent_of(entry.row.id)) => {
+                Some(run)
+                    if protection.state.is_reversed() && !is_revoked(estate, agent_of(entry.row.id)) =>
+                {
                     run.view.to_string()
                 }
                 _ => String::new(),

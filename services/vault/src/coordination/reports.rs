@@ -338,7 +338,8 @@ async fn master_target(
             return Ok(());
         }
         for view in report.views.iter().filter(|view| view.guest_running) {
-            let machine = view.machine_id.parse().ok().and_then(|id| estate.machines.get(&id));
+            let id = view.machine_id.parse::<MachineId>();
+            let machine = id.ok().and_then(|id| estate.machines.get(&id));
             let protection = machine.and_then(|entry| entry.row.protection.as_ref());
             // It came home without this side being asked: one copy is one too many.
             let home = protection.filter(|protection| {
@@ -359,14 +360,10 @@ async fn master_target(
             }
             bytes_per_sec = bytes_per_sec.saturating_add(replica.journal_bytes_per_sec);
             // After a commit only the chosen moment counts: what the target still lists is history.
-            let committed = entry
-                .row
-                .protection
-                .as_ref()
-                .is_some_and(|protection| {
-                    use ProtectionState as S;
-                    matches!(protection.state, S::Committed | S::Migrated) || protection.state.is_reversed()
-                });
+            let committed = entry.row.protection.as_ref().is_some_and(|protection| {
+                use ProtectionState as S;
+                matches!(protection.state, S::Committed | S::Migrated) || protection.state.is_reversed()
+            });
             let room = if committed { 0 } else { POINTS_MAX.saturating_sub(points.len()) };
             points.extend(
                 replica.new_points.drain(..).take(room).map(|point| (id, project::point_from(&point))),

@@ -349,8 +349,8 @@ impl JobKind {
     /// Whether the two may not be under way on one machine at the same time.
     pub(crate) const fn conflicts(self, other: Self) -> bool {
         use JobKind::{
-            Bookmark, CancelFailover, ChangePoint, Cleanup, Commit, Failback, Failover, Migrate, Pin, Protect,
-            Reprotect, TestFailover, Unprotect, Verify,
+            Bookmark, CancelFailover, ChangePoint, Cleanup, Commit, Failback, Failover, Migrate, Pin,
+            Protect, Reprotect, TestFailover, Unprotect, Verify,
         };
         match (self, other) {
             // Never in the way, and nothing is in their way: a failover does not wait for a verification.
@@ -360,8 +360,8 @@ impl JobKind {
             (TestFailover | Cleanup, Verify | Bookmark | Pin | Commit) => false,
             (ChangePoint | CancelFailover | Reprotect | Failback | Migrate, Verify | Bookmark | Pin) => false,
             (
-                Protect | Unprotect | TestFailover | Cleanup | Failover | Commit | ChangePoint | CancelFailover
-                | Reprotect | Failback | Migrate,
+                Protect | Unprotect | TestFailover | Cleanup | Failover | Commit | ChangePoint
+                | CancelFailover | Reprotect | Failback | Migrate,
                 _,
             ) => true,
             (_, _) => false,
@@ -370,7 +370,10 @@ impl JobKind {
 
     /// Whether what was done is undone when a later step fails.
     pub(crate) const fn undoes(self) -> bool {
-        matches!(self, Self::TestFailover | Self::Failover | Self::ChangePoint | Self::CancelFailover | Self::Failback)
+        matches!(
+            self,
+            Self::TestFailover | Self::Failover | Self::ChangePoint | Self::CancelFailover | Self::Failback
+        )
     }
 }
 
@@ -388,8 +391,16 @@ pub(crate) fn begin(
     let mut facts = Facts::default();
     let now = world.now();
     let bring_up = |view: ViewId| {
-        let run =
-            BroughtUp { job, view, kind: None, at: now, point: None, disks: Vec::new(), probes: Vec::new(), former: Vec::new() };
+        let run = BroughtUp {
+            job,
+            view,
+            kind: None,
+            at: now,
+            point: None,
+            disks: Vec::new(),
+            probes: Vec::new(),
+            former: Vec::new(),
+        };
         Box::new(run)
     };
     let writes = match kind {

@@ -129,10 +129,10 @@ pub(crate) async fn report(
         plan::UNPLANNED_FAILBACK => JobKind::Failback.name(),
         name => name,
     })
-        .filter(|kind| !matches!(kind, JobKind::Acknowledge | JobKind::SetPolicy) && !kind.is_about_plans())
-        .ok_or_else(|| {
-            usage("order.unknown", &format!("there is no order {}", shown(name)), "see `continuum help`")
-        })?;
+    .filter(|kind| !matches!(kind, JobKind::Acknowledge | JobKind::SetPolicy) && !kind.is_about_plans())
+    .ok_or_else(|| {
+        usage("order.unknown", &format!("there is no order {}", shown(name)), "see `continuum help`")
+    })?;
     let mut checks = Vec::new();
     let (row, forecast) = {
         let estate = core.estate();
@@ -165,7 +165,9 @@ pub(crate) async fn report(
     };
     let point = if request.point.is_empty() { "latest" } else { &request.point };
     let mut preview_reply = None;
-    if matches!(kind, JobKind::TestFailover | JobKind::Failover | JobKind::ChangePoint) && row.protection.is_some() {
+    if matches!(kind, JobKind::TestFailover | JobKind::Failover | JobKind::ChangePoint)
+        && row.protection.is_some()
+    {
         match preview(core, &request.machine, point).await {
             Ok(preview) => {
                 checks.push(preview_check(&preview));
@@ -432,9 +434,14 @@ fn home_checks(
     let there = estate.connected(protection.master_target);
     checks.push(match (there, name == plan::UNPLANNED_FAILBACK) {
         (true, _) => check("master-target", "ok", &format!("{target} is connected"), ""),
-        (false, true) => {
-            check("master-target", "warning", &format!("{target} is not connected: what runs there, if anything, is stopped when it comes back"), "make sure that nothing there is used any more")
-        }
+        (false, true) => check(
+            "master-target",
+            "warning",
+            &format!(
+                "{target} is not connected: what runs there, if anything, is stopped when it comes back"
+            ),
+            "make sure that nothing there is used any more",
+        ),
         (false, false) => check(
             "master-target",
             "failed",
@@ -531,7 +538,9 @@ fn summary(kind: JobKind, name: &str, preview: Option<&pb::PreviewReply>) -> Str
             "{name} is stopped at the recovery site, both sides are compared, and it runs at its old source again; nothing is lost"
         ),
         JobKind::Migrate => {
-            format!("{name} stays at the recovery site for good: there is no way back, and nothing protects it")
+            format!(
+                "{name} stays at the recovery site for good: there is no way back, and nothing protects it"
+            )
         }
         JobKind::Unprotect => format!(
             "{name} is no longer protected; its replica and all its recovery points are deleted, and so is what runs on them, unless the replica is kept"

@@ -9,7 +9,7 @@ use continuum_model::id::ViewId;
 
 impl Ctx<'_> {
     /// The machine that was brought up.
-    fn run(&self) -> Result<(MachineRow, Protection, BroughtUp), Fault> {
+    fn moved(&self) -> Result<(MachineRow, Protection, BroughtUp), Fault> {
         let (row, protection) = self.protection()?;
         let run = protection.failed_over.clone().ok_or_else(|| odd("the machine was not failed over"))?;
         Ok((row, protection, run))
@@ -41,19 +41,19 @@ impl Ctx<'_> {
 
     /// One copy at a time: the one that runs makes room for the one that is brought up.
     pub(super) async fn stop_former(&self) -> Result<Done, Fault> {
-        let (_, protection, run) = self.run()?;
+        let (_, protection, run) = self.moved()?;
         let act = Act::StopGuest(pb::StopGuest { view_id: run.view.to_string() });
         self.ask(protection.master_target, "", act, QUICK).await?;
         Ok(Done::said("what ran so far is stopped; its disks are kept until the commit"))
     }
 
     pub(super) async fn start_former(&self) -> Result<(), Fault> {
-        let (.., run) = self.run()?;
+        let (.., run) = self.moved()?;
         self.start_again(Some(run.view)).await
     }
 
     pub(super) fn point_changed(&self) -> Result<Done, Fault> {
-        let (.., former) = self.run()?;
+        let (.., former) = self.moved()?;
         let mut run = self.brought_up(former.kind)?;
         run.former = former.former;
         run.former.push(former.view);
@@ -63,24 +63,48 @@ impl Ctx<'_> {
 
     /// The old source must be there, whole: it takes the machine back.
     pub(super) async fn check_source(&self) -> Result<Done, Fault> {
-        let (row, _, run) = self.run()?;
+        let (row, _, run) = self.moved()?;
         let agent = agent_of(row.id);
         self.reach(agent, "the agent of the old source of", self.core.patience()).await?;
         let told: Vec<u64> = {
             let estate = self.core.estate();
             let report = estate.machines.get(&row.id).and_then(|entry| entry.live.agent.as_ref());
-            report.map(|(report, _)| report.disks.iter().map(|disk| disk.size_bytes).collect()).unwrap_or_default()
+            report
+                .map(|(report, _)| report.disks.iter().map(|disk| disk.size_bytes).collect())
+                .unwrap_or_default()
         };
         let sizes: Vec<u64> = run.disks.iter().map(|disk| disk.size_bytes).collect();
         if !told.is_empty() && told != sizes {
             return Err(Fault::new(
                 FaultClass::NotReady,
                 "home.disks",
-                format!("the disks at the old source of {} are not those that were protected", shown(&row.name)),
+                format!(
+                    "the disks at the old source of {} are not those that were protected",
+                    shown(&row.name)
+                ),
             )
             .affects("the way home of this machine")
             .spares("the machine at the recovery site, which goes on")
             .remedy("give the old host disks of the same sizes, in the same order"));
+        }
+        if self.kind() == Some(JobKind::Failback) {
+            let view = run.view.to_string();
+            let whole = self.core.until(|estate| {
+                let receiving = estate.machines.get(&row.id)?.live.agent.as_ref()?.0.receiving.as_ref()?;
+                (receiving.whole && receiving.view_id == view).then_some(receiving.newest_us)
+            });
+            let Ok(newest) = tokio::time::timeout(self.core.patience(), whole).await else {
+                return Err(Fault::new(
+                    FaultClass::NotReady,
+                    "home.not-whole",
+                    format!("nothing whole is at the old source of {} now", shown(&row.name)),
+                )
+                .affects("this failback")
+                .spares("the machine at the recovery site, and the disks of the old source")
+                .remedy("wait until the reverse direction is continuous, then try again"));
+            };
+            let newest = Timestamp::from_micros(newest);
+            return Ok(Done::said(format!("the old source is there and whole, as of {newest}")));
         }
         Ok(Done::said("the old source is there"))
     }
@@ -112,10 +136,19 @@ impl Ctx<'_> {
     pub(super) async fn close_views(&self) -> Result<Done, Fault> {
         let (_, protection) = self.protection()?;
         let Some(run) = protection.failed_over else { return Ok(Done::said("nothing is left")) };
+        // What the machine brought home is not at the replica yet: until it is, this is the second copy of it.
+        if self.kind() == Some(JobKind::Failback)
+            && matches!(protection.state, ProtectionState::Resync { .. })
+        {
+            return Ok(Done::warning("what was brought up is kept, stopped, until it is unprotected"));
+        }
         let mut left = None;
         for view in std::iter::once(run.view).chain(run.former) {
             if let Err(fault) = self.close(view, "/close").await {
-                left = Some(format!("view {view} is left at the recovery site, stopped: {}", shown(&fault.message)));
+                left = Some(format!(
+                    "view {view} is left at the recovery site, stopped: {}",
+                    shown(&fault.message)
+                ));
             }
         }
         let done = match left {
@@ -127,7 +160,7 @@ impl Ctx<'_> {
 
     /// Until the old source holds a state of what runs at the recovery site.
     pub(super) async fn await_all(&self) -> Result<Done, Fault> {
-        let (row, protection, _) = self.run()?;
+        let (row, protection, _) = self.moved()?;
         let id = row.id;
         let arrived = self.core.until(|estate| {
             let entry = estate.machines.get(&id)?;
@@ -176,7 +209,7 @@ impl Ctx<'_> {
 
     /// What was brought up takes no more writes; its last one is marked.
     pub(super) async fn drain(&mut self) -> Result<Done, Fault> {
-        let (_, protection, run) = self.run()?;
+        let (_, protection, run) = self.moved()?;
         let act = Act::StopView(pb::StopView {
             view_id: run.view.to_string(),
             point_id: self.point_text()?,
@@ -191,7 +224,7 @@ impl Ctx<'_> {
     }
 
     pub(super) async fn undrain(&self) -> Result<(), Fault> {
-        let (_, protection, run) = self.run()?;
+        let (_, protection, run) = self.moved()?;
         let act = Act::StopView(pb::StopView {
             view_id: run.view.to_string(),
             point_id: String::new(),
@@ -203,7 +236,7 @@ impl Ctx<'_> {
 
     /// Until all of it is on the old source's disks.
     pub(super) async fn await_home(&self) -> Result<Done, Fault> {
-        let (row, _, run) = self.run()?;
+        let (row, _, run) = self.moved()?;
         let position = self.facts.position.ok_or_else(|| odd("the recovery site was not drained"))?;
         let view = run.view.to_string();
         let landed = self.core.until(|estate| {
@@ -228,7 +261,7 @@ impl Ctx<'_> {
     }
 
     pub(super) async fn recovery_digest(&mut self) -> Result<Done, Fault> {
-        let (_, protection, run) = self.run()?;
+        let (_, protection, run) = self.moved()?;
         let act = Act::ViewDigest(pb::ViewDigest { view_id: run.view.to_string() });
         let Answer::Digests(digests) = self.ask(protection.master_target, "", act, DIGEST).await? else {
             return Err(odd("the target told no digests"));
@@ -238,7 +271,7 @@ impl Ctx<'_> {
     }
 
     pub(super) async fn home_digest(&mut self) -> Result<Done, Fault> {
-        let (row, ..) = self.run()?;
+        let (row, ..) = self.moved()?;
         let act = Act::HomeDigest(pb::HomeDigest {});
         let Answer::Digests(digests) = self.ask(agent_of(row.id), "", act, DIGEST).await? else {
             return Err(odd("the agent told no digests"));
@@ -293,7 +326,14 @@ impl Ctx<'_> {
                 _ => Some(protection.state.name()),
             }
         });
-        match protected.await {
+        let cancel = self.core.cancel_token(self.job.id);
+        let ended = tokio::select! {
+            ended = protected => ended,
+            () = cancel.cancelled() => {
+                return Ok(Done::warning("not waited for any longer: replication goes on by itself"));
+            }
+        };
+        match ended {
             "protected" => Ok(Done::said("protected again, with the history it had")),
             other => Ok(Done::warning(format!("it is {other} now"))),
         }
@@ -301,14 +341,16 @@ impl Ctx<'_> {
 
     /// Before an unplanned failback: whoever can still be asked is stopped first.
     pub(super) async fn stop_if_there(&self) -> Result<Done, Fault> {
-        let (_, protection, run) = self.run()?;
+        let (_, protection, run) = self.moved()?;
         if !self.core.estate().connected(protection.master_target) {
             return Ok(Done::warning("the recovery site does not answer: it is stopped when it comes back"));
         }
         let act = Act::StopGuest(pb::StopGuest { view_id: run.view.to_string() });
         match self.ask(protection.master_target, "", act, QUICK).await {
             Ok(_) => Ok(Done::said("what ran at the recovery site is stopped")),
-            Err(fault) => Ok(Done::warning(format!("it could not be stopped now: {}", shown(&fault.message)))),
+            Err(fault) => {
+                Ok(Done::warning(format!("it could not be stopped now: {}", shown(&fault.message))))
+            }
         }
     }
 

@@ -138,8 +138,13 @@ pub(crate) async fn act(ctx: &mut Ctx<'_>) -> Result<Done, Fault> {
         Step::EpochHome => Ok(ctx.epoch_home()),
         Step::ReleaseSource => Ok(ctx.let_write().await),
         Step::CloseViews => ctx.close_views().await,
-        Step::ReverseEpoch => Ok(Done::said("a new epoch: the old source takes in what runs at the recovery site")
-            .with(vec![Write::MoveIfLegal(Event::Reprotect), Write::Epoch, Write::Fenced(true)])),
+        Step::ReverseEpoch => {
+            Ok(Done::said("a new epoch: the old source takes in what runs at the recovery site").with(vec![
+                Write::MoveIfLegal(Event::Reprotect),
+                Write::Epoch,
+                Write::Fenced(true),
+            ]))
+        }
         Step::AwaitAll => ctx.await_all().await,
         Step::Drain => ctx.drain().await,
         Step::AwaitHome => ctx.await_home().await,

@@ -139,9 +139,40 @@ impl Ctx<'_> {
         Ok(Done::said(detail))
     }
 
-    pub(super) fn forget(&self) -> Result<Done, Fault> {
+    /// What is left, and where, stands in the job.
+    pub(super) fn forget(&mut self) -> Result<Done, Fault> {
+        let (row, protection) = self.protection()?;
         let points = !self.job.params.keep_replica;
-        Ok(Done::said("the machine is no longer protected").with(vec![Write::Forget { points }]))
+        let mut left = Vec::new();
+        {
+            let estate = self.core.estate();
+            let report = estate.machines.get(&row.id).and_then(|entry| entry.live.agent.as_ref());
+            if let Some((report, _)) = report {
+                if report.branches > 0 {
+                    left.push(format!(
+                        "on the machine's host {} branch(es) of {}, of what its disks held before it came home (continuum branch list)",
+                        report.branches,
+                        continuum_model::units::Bytes(report.branch_bytes)
+                    ));
+                }
+                if report.stopped && !estate.connected(agent_of(row.id)) {
+                    left.push("its disks take no writes until its agent is back and it is protected again, or `halted` is removed from the agent's folder".into());
+                }
+            }
+            if self.job.params.keep_replica {
+                let target = shown(&estate.server_name(protection.master_target));
+                left.push(format!("its replica, at {target}"));
+                if protection.failed_over.is_some() {
+                    left.push(format!("the machine as it runs there, at {target}"));
+                }
+            }
+        }
+        let left =
+            if left.is_empty() { "nothing is left".to_owned() } else { format!("left: {}", left.join("; ")) };
+        self.facts.note =
+            if self.facts.note.is_empty() { left.clone() } else { format!("{}; {left}", self.facts.note) };
+        Ok(Done::said(format!("the machine is no longer protected; {left}"))
+            .with(vec![Write::Forget { points }]))
     }
 }
 
