@@ -178,6 +178,47 @@ Another point can be tried until `continuum commit web-01` makes the choice fina
     /// Make a failover final: the other recovery points are given up
     #[command(after_help = "Examples:\n  continuum commit web-01 --yes --confirm web-01")]
     Commit(MachineDanger),
+    /// Bring another moment up instead, while a failover waits for its commit
+    #[command(after_help = "\
+What runs now is stopped first: one copy at a time. Its disks are kept until the commit.
+
+Examples:
+  continuum change-point web-01 --point 2026-11-23T03:15:00Z --yes --confirm web-01")]
+    ChangePoint(ChangePoint),
+    /// Take a failover back before its commit: the machine runs at its source again
+    #[command(after_help = "\
+What it wrote at the recovery site is given up. The agent of the source must answer.
+
+Examples:
+  continuum cancel-failover web-01 --yes --confirm web-01")]
+    CancelFailover(MachineDanger),
+    /// Reverse the direction: what runs at the recovery site is brought to the old source
+    #[command(after_help = "\
+Only what differs travels. What the old source held is kept there in a branch (`continuum branch`).
+
+Examples:
+  continuum reprotect web-01 --yes --confirm web-01")]
+    Reprotect(MachineDanger),
+    /// Bring a machine home: stopped at the recovery site, compared, and running at its old source again
+    #[command(after_help = "\
+Needs `continuum reprotect` before. Where the recovery site is lost, --unplanned takes what had arrived.
+
+Examples:
+  continuum failback web-01 --yes --confirm web-01
+  continuum failback web-01 --unplanned --yes --confirm web-01")]
+    Failback(Failback),
+    /// Let a machine stay at the recovery site for good; there is no way back
+    #[command(after_help = "Examples:\n  continuum complete-migration web-01 --yes --confirm web-01")]
+    CompleteMigration(MachineDanger),
+    /// What an old source held before the way home overwrote it: list, lay over an image, drop
+    #[command(after_help = "\
+Works on the agent's folder, on the old host. After a forced failover the writes of the losing side are here.
+
+Examples:
+  continuum branch list /var/lib/continuum/agent
+  continuum branch export /var/lib/continuum/agent NAME --disk 0 --onto copy-of-the-disk.raw
+  continuum branch drop /var/lib/continuum/agent NAME --yes --confirm NAME")]
+    Branch(Branch),
     /// Compare the replica with its source, block for block
     #[command(after_help = "\
 Exit code 0: every disk is equal. 1: at least one differs, or the comparison failed.
@@ -679,6 +720,16 @@ pub enum Rehearsed {
     Resync,
     /// Another process server
     Move,
+    /// Bringing another moment up instead
+    ChangePoint,
+    /// Taking a failover back
+    CancelFailover,
+    /// Reversing the direction
+    Reprotect,
+    /// Bringing it home
+    Failback,
+    /// Letting it stay for good
+    CompleteMigration,
 }
 
 impl Rehearsed {
@@ -692,6 +743,11 @@ impl Rehearsed {
             Self::Cleanup => "cleanup",
             Self::Resync => "resync",
             Self::Move => "move",
+            Self::ChangePoint => "change-point",
+            Self::CancelFailover => "cancel-failover",
+            Self::Reprotect => "reprotect",
+            Self::Failback => "failback",
+            Self::CompleteMigration => "complete-migration",
         }
     }
 }
@@ -762,6 +818,79 @@ pub struct Failover {
     /// Following.
     #[command(flatten)]
     pub wait: Wait,
+}
+
+/// `change-point`
+#[derive(Debug, Args)]
+pub struct ChangePoint {
+    /// Which machine, by name or id
+    pub machine: String,
+    /// Which moment: latest, processed, app, a point's id, or a time
+    #[arg(long, value_parser = point)]
+    pub point: String,
+    /// Agreement.
+    #[command(flatten)]
+    pub consent: Consent,
+    /// Following.
+    #[command(flatten)]
+    pub wait: Wait,
+}
+
+/// `failback`
+#[derive(Debug, Args)]
+pub struct Failback {
+    /// Which machine, by name or id
+    pub machine: String,
+    /// The recovery site is not asked: what had arrived at the old source is taken
+    #[arg(long)]
+    pub unplanned: bool,
+    /// Agreement.
+    #[command(flatten)]
+    pub consent: Consent,
+    /// Following.
+    #[command(flatten)]
+    pub wait: Wait,
+}
+
+/// `branch`
+#[derive(Debug, Args)]
+pub struct Branch {
+    /// What to do with it.
+    #[command(subcommand)]
+    pub act: BranchAct,
+}
+
+/// What is done with branches.
+#[derive(Debug, Subcommand)]
+pub enum BranchAct {
+    /// Which there are
+    List {
+        /// The agent's folder
+        dir: PathBuf,
+    },
+    /// Lay a branch over an image of the disk: what it held before, where it was overwritten
+    Export {
+        /// The agent's folder
+        dir: PathBuf,
+        /// Which branch
+        name: String,
+        /// Which disk
+        #[arg(long, default_value_t = 0)]
+        disk: u16,
+        /// A raw image of the disk, which is changed: a copy of the disk, or an export of the replica
+        #[arg(long, value_name = "IMAGE")]
+        onto: PathBuf,
+    },
+    /// Remove a branch; what is in it is nowhere else
+    Drop {
+        /// The agent's folder
+        dir: PathBuf,
+        /// Which branch
+        name: String,
+        /// Agreement.
+        #[command(flatten)]
+        consent: Consent,
+    },
 }
 
 /// `verify`

@@ -14,7 +14,8 @@
 
 pub mod archive;
 pub mod args;
-pub mod consent;
+pub mod branch;
+mod consent;
 pub mod contract;
 pub mod describe;
 pub mod doctor;
@@ -138,6 +139,7 @@ fn run(setting: &Setting, verb: Option<Verb>) -> Result<(), Fault> {
         Some(Verb::Archive(wanted)) => archive::run(setting, &wanted),
         Some(Verb::Hrl(wanted)) => hrl::run(setting, &wanted),
         Some(Verb::Rescue(wanted)) => rescue::run(setting, &wanted),
+        Some(Verb::Branch(wanted)) => branch::run(setting, &wanted),
         Some(Verb::Profiles(profiles)) => session::profiles(setting, &profiles),
         Some(Verb::Logout(logout)) => session::logout(setting, &logout),
         Some(verb) => {
@@ -259,6 +261,33 @@ async fn ask(setting: &Setting, verb: Verb) -> Result<(), Fault> {
             let danger = Danger { order: "commit", point: "", consent: &o.consent };
             order::give(setting, &o.machine, Order::Commit(pb::Commit {}), &o.wait, Some(danger)).await
         }
+        Verb::ChangePoint(o) => {
+            let danger = Danger { order: "change-point", point: &o.point, consent: &o.consent };
+            let order = Order::ChangePoint(pb::ChangePoint { point: o.point.clone() });
+            order::give(setting, &o.machine, order, &o.wait, Some(danger)).await
+        }
+        Verb::CancelFailover(o) => {
+            let danger = Danger { order: "cancel-failover", point: "", consent: &o.consent };
+            let order = Order::CancelFailover(pb::CancelFailover {});
+            order::give(setting, &o.machine, order, &o.wait, Some(danger)).await
+        }
+        Verb::Reprotect(o) => {
+            let danger = Danger { order: "reprotect", point: "", consent: &o.consent };
+            let order = Order::Reprotect(pb::Reprotect {});
+            order::give(setting, &o.machine, order, &o.wait, Some(danger)).await
+        }
+        Verb::Failback(o) => {
+            let asked = if o.unplanned { "unplanned-failback" } else { "failback" };
+            let kind = if o.unplanned { "unplanned" } else { "planned" };
+            let danger = Danger { order: asked, point: "", consent: &o.consent };
+            let order = Order::Failback(pb::Failback { kind: kind.into() });
+            order::give(setting, &o.machine, order, &o.wait, Some(danger)).await
+        }
+        Verb::CompleteMigration(o) => {
+            let danger = Danger { order: "complete-migration", point: "", consent: &o.consent };
+            let order = Order::CompleteMigration(pb::CompleteMigration {});
+            order::give(setting, &o.machine, order, &o.wait, Some(danger)).await
+        }
         Verb::Failover(o) if o.planned => {
             let danger = Danger { order: "planned-failover", point: "", consent: &o.consent };
             let order = Order::Failover(pb::FailoverOrder { kind: "planned".into(), point: String::new() });
@@ -277,6 +306,7 @@ async fn ask(setting: &Setting, verb: Verb) -> Result<(), Fault> {
         Verb::Completions { .. }
         | Verb::Man
         | Verb::Inspect(_)
+        | Verb::Branch(_)
         | Verb::Export(_)
         | Verb::Rescue(_)
         | Verb::Archive(_)

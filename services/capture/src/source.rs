@@ -435,6 +435,12 @@ impl Source {
         SplitDisk::new(self.shared.clone(), index).map(|disk| Arc::new(disk) as Arc<dyn BlockDevice>)
     }
 
+    /// One of its disks, for what the machine wrote elsewhere and brings home: written also while guests' writes are
+    /// refused. Ships nothing while paused: what is written only becomes stale in the map.
+    pub fn homeward(&self, index: usize) -> Option<Arc<dyn BlockDevice>> {
+        SplitDisk::homeward(self.shared.clone(), index).map(|disk| Arc::new(disk) as Arc<dyn BlockDevice>)
+    }
+
     /// The sizes of its disks, in bytes.
     pub fn sizes(&self) -> &[u64] {
         &self.shared.sizes
@@ -682,7 +688,7 @@ impl Source {
                 name: "verify".into(),
             };
             let (sequence, time) = self.want_barrier(barrier, true)?;
-            let digests = self.shared.digest_views();
+            let digests = self.shared.digest_at_rest();
             let mut feed = self.shared.feed();
             if let Some(interval) = feed.interval_mut() {
                 interval.holds = interval.holds.saturating_sub(1);
@@ -691,6 +697,16 @@ impl Source {
             return Ok((sequence, time, digests?));
         }
         self.shared.digest(|| self.barrier(BarrierKind::Crash, "verify", point))
+    }
+
+    /// Digests every disk while guests' writes are refused. Reads all disks once.
+    ///
+    /// Errors: they are not refused; a disk cannot be read.
+    pub fn digest_at_rest(&self) -> Result<Vec<Digest>, SourceError> {
+        if !self.shared.is_halted() {
+            return Err(SourceError::Digest { reason: "the machine still writes".into() });
+        }
+        self.shared.digest_at_rest()
     }
 
     /// Sends regions again, which the replica lost: from a disk's first one up to, and without, the last.

@@ -214,13 +214,13 @@ impl Shared {
     }
 
     /// Before a change is applied.
-    fn begin(&self, disk: DiskIndex, offset: u64, length: u64) -> io::Result<()> {
+    fn begin(&self, (disk, offset, length): (DiskIndex, u64, u64), door: Door) -> io::Result<()> {
         let mut feed = self.feed();
         loop {
             if self.closed.load(Ordering::Acquire) {
                 return Err(io::Error::other("this disk is closed: its agent stops"));
             }
-            if self.halted.load(Ordering::Acquire) {
+            if door == Door::Guest && self.halted.load(Ordering::Acquire) {
                 let why = "this machine was moved elsewhere: its disks take no writes here";
                 return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
             }
@@ -301,11 +301,25 @@ impl Shared {
 pub(crate) struct SplitDisk {
     shared: Arc<Shared>,
     index: usize,
+    door: Door,
+}
+
+/// Who changes a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Door {
+    /// A guest. Refused while the machine is elsewhere.
+    Guest,
+    /// What the machine wrote elsewhere, on its way home.
+    Home,
 }
 
 impl SplitDisk {
     pub(crate) fn new(shared: Arc<Shared>, index: usize) -> Option<Self> {
-        (index < shared.disks.len()).then_some(Self { shared, index })
+        (index < shared.disks.len()).then_some(Self { shared, index, door: Door::Guest })
+    }
+
+    pub(crate) fn homeward(shared: Arc<Shared>, index: usize) -> Option<Self> {
+        (index < shared.disks.len()).then_some(Self { shared, index, door: Door::Home })
     }
 
     fn part(&self) -> &Part {
@@ -324,7 +338,7 @@ impl SplitDisk {
         let change = change(disk);
         let _held = part.locks.exclusive(offset, length);
         shared.scanner.before_change(shared, self.index, offset, length);
-        shared.begin(disk, offset, length)?;
+        shared.begin((disk, offset, length), self.door)?;
         if let Err(error) = apply(&*part.disk) {
             shared.with_feed(|feed| feed.failed(disk, offset, length, shared.clock.wall()));
             return Err(error);

@@ -134,8 +134,8 @@ async fn take(busy: &Busy, mut receiver: Receiver, queue: mpsc::Sender<Envelope>
                 }
             }
             Message::Refused(fault) => return Err(fault),
-            Message::Ack(_) => {
-                return Err(crate::fault("channel.protocol", "an acknowledgement came the wrong way"));
+            Message::Ack(_) | Message::Holds(_) | Message::Ask(..) | Message::Sums(_) => {
+                return Err(crate::fault("channel.protocol", "a message came the wrong way"));
             }
         }
     }

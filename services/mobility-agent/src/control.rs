@@ -1,5 +1,6 @@
 //! Seeing the disks' changes, by serving them or by whoever follows them, and the session with the vault.
 
+use crate::home::{Receiver, Wanted, branch};
 use crate::hooks::{Hooks, Outcome};
 use crate::sender::{self, Course, Link, Route};
 use crate::sums::Sums;
@@ -102,6 +103,7 @@ struct Agent {
     app_point: Mutex<Option<pb::AppPoint>>,
     /// One at a time: what is frozen twice is thawed too early.
     hooking: tokio::sync::Mutex<()>,
+    home: Arc<Receiver>,
 }
 
 /// Runs until `stop`. Disks that are served here are so from the first moment.
@@ -153,7 +155,9 @@ pub async fn run(
         }
     };
     let (course, courses) = watch::channel(Course::Wait);
+    let home = Arc::new(Receiver::new(source.clone(), machine, config.dir.clone(), config.disks.len()));
     let agent = Arc::new(Agent {
+        home: home.clone(),
         machine,
         source: source.clone(),
         server,
@@ -189,6 +193,7 @@ pub async fn run(
         agent.retry_now.clone(),
         stop.clone(),
     );
+    let receiving = home.run(credentials.clone(), agent.retry_now.clone(), stop.clone());
     let vault = agent.config.vault_address.clone();
     let credentials_of_group = credentials.clone();
     let dial = move || {
@@ -198,7 +203,7 @@ pub async fn run(
     let session = session::run(dial, agent.clone(), agent.report_now.clone(), stop.clone());
     let together = agent.together.clone().run(credentials_of_group, group_listener, stop.clone());
     let points = async { tokio::join!(agent.cut_points(stop.clone()), agent.cut_app_points(stop.clone())) };
-    tokio::join!(sending, session, points, together);
+    tokio::join!(sending, receiving, session, points, together);
     // Guests leave first; then what waits is staged and the maps are closed, so that the next start believes them.
     agent.sums.close();
     let closed = tokio::task::spawn_blocking(move || match &agent.server {
@@ -263,6 +268,10 @@ impl Agent {
         self.waits.store(window.is_some(), Ordering::Relaxed);
         let course = if assignment.machine_id.is_empty() {
             Course::Wait
+        } else if assignment.receive {
+            Course::Hold(
+                "the direction is reversed: this machine takes in what runs at the recovery site".into(),
+            )
         } else if assignment.fenced {
             Course::Hold(
                 "this machine was failed over: its writes are remembered here and not replicated".into(),
@@ -401,6 +410,41 @@ impl Agent {
         }
     }
 
+    /// Begins or ends taking in what runs at the recovery site, as the vault says. `false`: it could not be begun.
+    async fn on_its_way_home(&self, assignment: &pb::AgentAssignment) -> bool {
+        let (home, source) = (self.home.clone(), self.source.clone());
+        let wanted = assignment.receive.then(|| Wanted {
+            epoch: Epoch(assignment.epoch),
+            address: assignment.target_address.clone(),
+            target: assignment.target_id.clone(),
+            view: assignment.view_id.clone(),
+        });
+        let done = tokio::task::spawn_blocking(move || match wanted {
+            None => {
+                home.shut();
+                Ok(())
+            }
+            Some(wanted) => {
+                // First the guest: from here on its writes would be overwritten.
+                source.halt()?;
+                home.follow(wanted);
+                Ok(())
+            }
+        });
+        match done.await {
+            Ok(Ok(())) => true,
+            Ok(Err(error)) => {
+                let error: std::io::Error = error;
+                tracing::error!("this machine cannot be stopped here, so nothing is taken in: {error}");
+                false
+            }
+            Err(error) => {
+                tracing::error!(%error, "an assignment could not be taken");
+                false
+            }
+        }
+    }
+
     fn disks(&self) -> Vec<pb::Disk> {
         let sizes = self.source.sizes();
         self.config
@@ -472,6 +516,7 @@ impl Handler for Agent {
         let link = self.link.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let assigned = self.assigned_now();
         let (group_cuts, group_misses) = self.together.report();
+        let (branches, branch_bytes) = branch::weight(&self.config.dir);
         server_message::Message::Agent(pb::AgentReport {
             load: Some(session::load(&self.config.dir)),
             disks: self.disks(),
@@ -519,6 +564,9 @@ impl Handler for Agent {
             app_point: self.app_point.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             group_cuts,
             group_misses,
+            receiving: self.home.report(),
+            branches,
+            branch_bytes,
         })
     }
 
@@ -541,6 +589,9 @@ impl Handler for Agent {
                 crash_point: Duration::from_secs(policy.crash_point_seconds),
                 app_point: Duration::from_secs(policy.app_point_seconds),
             });
+        }
+        if !self.on_its_way_home(&assignment).await {
+            return;
         }
         // Replicated from here again, under a newer epoch than that in which it was stopped: the move was undone,
         // or it was protected anew.
@@ -616,9 +667,12 @@ impl Handler for Agent {
                 cut.map(command_result::Result::Barrier)
             }
             Some(Act::StopSource(order)) if order.release => {
-                let source = self.source.clone();
-                let released = tokio::task::spawn_blocking(move || source.release()).await;
-                let released = released.map_err(|error| refused("source.release", error.to_string()))?;
+                let (home, source) = (self.home.clone(), self.source.clone());
+                let released = tokio::task::spawn_blocking(move || {
+                    home.shut();
+                    source.release()
+                });
+                let released = released.await.map_err(|error| refused("source.release", error.to_string()))?;
                 released.map_err(|error| refused("source.release", error.to_string()))?;
                 Ok(command_result::Result::Done(pb::Done { detail: "the machine may write again".into() }))
             }
@@ -665,8 +719,26 @@ impl Handler for Agent {
                 Ok(command_result::Result::Done(pb::Done { detail: "everything is compared".into() }))
             }
             Some(Act::ReconnectNow(_)) => {
+                self.retry_now.notify_waiters();
                 self.retry_now.notify_one();
                 Ok(command_result::Result::Done(pb::Done { detail: "trying now".into() }))
+            }
+            Some(Act::HomeDigest(_)) => {
+                let source = self.source.clone();
+                progress.tell(0.0, "reading the disks");
+                let digested = tokio::task::spawn_blocking(move || source.digest_at_rest()).await;
+                let digests = digested
+                    .map_err(|error| refused("digest.died", error.to_string()))?
+                    .map_err(|error| refused("digest.refused", format!("{error}{}", cause(&error))))?;
+                let disks = (0..).zip(&digests).map(|(index, digest)| pb::DiskDigest {
+                    index,
+                    digest: digest.to_string(),
+                    bytes_read: 0,
+                });
+                Ok(command_result::Result::Digests(pb::Digests {
+                    disks: disks.collect(),
+                    ..Default::default()
+                }))
             }
             Some(Act::SourceDigest(order)) => {
                 let (source, point) = (self.source.clone(), point(&order.point_id)?);

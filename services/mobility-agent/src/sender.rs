@@ -247,7 +247,9 @@ async fn acknowledge(source: &Source, mut receiver: Receiver) -> Fault {
                 }
             }
             Ok(Some(Message::Refused(fault))) | Err(fault) => return fault,
-            Ok(Some(Message::Frame(_))) => return local("a frame came the wrong way"),
+            Ok(Some(Message::Frame(_) | Message::Holds(_) | Message::Ask(..) | Message::Sums(_))) => {
+                return local("a message came the wrong way");
+            }
             Ok(None) => {
                 return Fault::new(
                     FaultClass::NotConnected,

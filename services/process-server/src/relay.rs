@@ -142,7 +142,9 @@ impl Lane {
             let envelope = match message {
                 Message::Frame(envelope) => envelope,
                 Message::Refused(fault) => return Err(fault),
-                Message::Ack(_) => return Err(unexpected()),
+                Message::Ack(_) | Message::Holds(_) | Message::Ask(..) | Message::Sums(_) => {
+                    return Err(unexpected());
+                }
             };
             self.gauge.received.fetch_add(envelope.len() as u64, Ordering::Relaxed);
             self.gauge.received_time.fetch_max(envelope.head.last_time.micros(), Ordering::Relaxed);
@@ -272,7 +274,9 @@ impl Lane {
                     self.arrived(ack.number);
                 }
                 Message::Refused(fault) => return Err(at_target(fault)),
-                Message::Frame(_) => return Err(at_target(unexpected())),
+                Message::Frame(_) | Message::Holds(_) | Message::Ask(..) | Message::Sums(_) => {
+                    return Err(at_target(unexpected()));
+                }
             }
         }
         let gone = Fault::new(FaultClass::NotConnected, "target.gone", "the master target closed the stream")

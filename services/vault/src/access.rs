@@ -106,7 +106,19 @@ impl OperatorRole {
             Self::Reader | Self::Approver | Self::Auditor => matches!(right, Right::Read),
             Self::Operator => runs || matches!(right, Right::Read),
             Self::Recoverer => {
-                runs || matches!(right, Right::Read | Right::Order(K::Failover | K::Commit | K::PlanFailover))
+                runs || matches!(
+                    right,
+                    Right::Read
+                        | Right::Order(
+                            K::Failover
+                                | K::Commit
+                                | K::ChangePoint
+                                | K::CancelFailover
+                                | K::Reprotect
+                                | K::Failback
+                                | K::PlanFailover
+                        )
+                )
             }
             Self::Contributor => matches!(
                 right,

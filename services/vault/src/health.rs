@@ -12,6 +12,7 @@ use crate::estate::{Estate, MachineEntry, ServerEntry, agent_of};
 use crate::jobs::plan::quoted;
 use crate::project;
 use crate::store::StoreError;
+use crate::store::inventory::Protection;
 use crate::store::news::AlertRow;
 use crate::truth;
 use continuum_model::health::{Health, Mode, Symptom};
@@ -122,10 +123,14 @@ fn health_of(entry: &MachineEntry, symptoms: &[Symptom]) -> Health {
         | ProtectionState::InitialReplication { .. }
         | ProtectionState::InitialReplicationFailed { .. }
         | ProtectionState::Protected { .. }
-        | ProtectionState::Resync { .. } => true,
+        | ProtectionState::Resync { .. }
+        | ProtectionState::Reprotecting
+        | ProtectionState::Reversed => true,
         ProtectionState::FailingOver { .. }
         | ProtectionState::CommitPending { .. }
         | ProtectionState::Committed
+        | ProtectionState::FailingBack { .. }
+        | ProtectionState::Migrated
         | ProtectionState::Disabling => false,
     });
     let worst = symptoms.iter().map(|symptom| symptom.severity).max();
@@ -133,6 +138,34 @@ fn health_of(entry: &MachineEntry, symptoms: &[Symptom]) -> Health {
         (true, worst) => worst.unwrap_or(Health::Healthy),
         (false, Some(Health::Critical)) => Health::Critical,
         (false, _) => Health::NotApplicable,
+    }
+}
+
+/// What is wrong while the direction is reversed.
+fn reversed(
+    core: &Core,
+    estate: &Estate,
+    entry: &MachineEntry,
+    protection: &Protection,
+    found: &mut Vec<Symptom>,
+    now: Timestamp,
+) {
+    away(core, estate, agent_of(entry.row.id), "agent", found, now);
+    away(core, estate, protection.master_target, "target", found, now);
+    let receiving = entry.live.agent.as_ref().and_then(|(report, _)| report.receiving.as_ref());
+    if let Some(fault) = receiving.and_then(|receiving| receiving.fault.as_ref()) {
+        found.push(symptom(
+            "reverse.down",
+            Health::Warning,
+            format!(
+                "what runs at the recovery site does not reach the old source: {}",
+                shown(&fault.message)
+            ),
+            "it is tried again; retry-now tries at once",
+        ));
+    }
+    if protection.state == ProtectionState::Reversed {
+        rpo_symptoms(estate, entry, &protection.policy, (now, core.about.started), found);
     }
 }
 
@@ -198,6 +231,10 @@ fn machine_symptoms(core: &Core, estate: &Estate, entry: &MachineEntry, now: Tim
                 ));
             }
             !paused
+        }
+        ProtectionState::Reprotecting | ProtectionState::Reversed => {
+            reversed(core, estate, entry, protection, &mut found, now);
+            false
         }
         _ => false,
     };

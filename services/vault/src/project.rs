@@ -244,7 +244,7 @@ pub(crate) fn machine(entry: &MachineEntry, estate: &Estate, now: Timestamp) -> 
     message.state = protection.state.name().to_owned();
     message.state_reason = reason(&protection.state);
     message.paused = protection.state.is_paused();
-    message.direction = "forward".into();
+    message.direction = if protection.state.is_reversed() { "reversed".into() } else { "forward".into() };
     message.target_site = estate.site_name(protection.target_site);
     message.process_server = estate.server_name(protection.process_server);
     message.master_target = estate.server_name(protection.master_target);
@@ -336,11 +336,20 @@ fn phase(entry: &MachineEntry, protection: &Protection) -> &'static str {
 
 /// Whether a state promises an RPO.
 pub(crate) const fn has_rpo(state: &ProtectionState) -> bool {
-    matches!(state, ProtectionState::Protected { .. } | ProtectionState::Resync { .. })
+    matches!(
+        state,
+        ProtectionState::Protected { .. } | ProtectionState::Resync { .. } | ProtectionState::Reversed
+    )
 }
 
 /// The age of the newest moment that can be brought up; `None`: there is none, or it is not known.
 pub(crate) fn rpo(entry: &MachineEntry, now: Timestamp) -> Option<f64> {
+    if entry.row.protection.as_ref().is_some_and(|protection| protection.state.is_reversed()) {
+        // What could be taken over at the old source.
+        let receiving = entry.live.agent.as_ref()?.0.receiving.as_ref()?;
+        let newest = Timestamp::from_micros(receiving.newest_us);
+        return receiving.whole.then(|| now.since(newest).as_secs_f64());
+    }
     let (replica, _) = entry.live.replica.as_ref()?;
     let newest = Timestamp::from_micros(replica.newest_point_us?);
     Some(now.since(newest).as_secs_f64())
@@ -357,6 +366,10 @@ fn reason(state: &ProtectionState) -> String {
         | ProtectionState::FailingOver { .. }
         | ProtectionState::CommitPending { .. }
         | ProtectionState::Committed
+        | ProtectionState::Reprotecting
+        | ProtectionState::Reversed
+        | ProtectionState::FailingBack { .. }
+        | ProtectionState::Migrated
         | ProtectionState::Disabling => String::new(),
     }
 }
@@ -455,7 +468,7 @@ pub(crate) fn job(entry: &JobEntry, estate: &Estate) -> pb::Job {
     let row = &entry.row;
     let kind = JobKind::named(&row.kind);
     let facts = &row.facts;
-    let brings_up = matches!(kind, Some(JobKind::TestFailover | JobKind::Failover));
+    let brings_up = matches!(kind, Some(JobKind::TestFailover | JobKind::Failover | JobKind::ChangePoint));
     let outcome = pb::MachineOutcome {
         name: row.machine_name.clone(),
         point: facts.point.as_ref().map(point),

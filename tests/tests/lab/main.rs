@@ -6,6 +6,7 @@ mod drill;
 mod groups;
 mod guests;
 mod headless;
+mod home;
 mod hooks;
 mod hostile;
 mod kvm;

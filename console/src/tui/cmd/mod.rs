@@ -215,6 +215,18 @@ actions! {
     PlannedFailover,
     /// Says that what a run waits for was done by hand.
     Proceed,
+    /// Brings another moment up instead.
+    ChangePoint,
+    /// Takes a failover back.
+    CancelFailover,
+    /// Reverses the direction.
+    Reprotect,
+    /// Brings a machine home.
+    Failback,
+    /// Takes what had arrived at the old source, without asking the recovery site.
+    UnplannedFailback,
+    /// Lets a machine stay at the recovery site for good.
+    CompleteMigration,
 }
 
 /// One action, as the registry tells it.
@@ -495,6 +507,64 @@ pub const REGISTRY: &[Entry] = &[
         risk: Risk::Danger,
         command: "continuum commit {machine}",
         ..entry(Action::Commit, "order.commit", "commit the failover")
+    },
+    Entry {
+        keys: &[(Menu, "i")],
+        words: &["change-point"],
+        argument: Argument::Machine,
+        needs: Needs::Order("change-point"),
+        risk: Risk::Danger,
+        command: "continuum change-point {machine} --point {point}",
+        ..entry(Action::ChangePoint, "order.change-point", "bring up another moment instead")
+    },
+    Entry {
+        keys: &[(Menu, "l")],
+        words: &["cancel-failover"],
+        argument: Argument::Machine,
+        needs: Needs::Order("cancel-failover"),
+        risk: Risk::Danger,
+        command: "continuum cancel-failover {machine}",
+        ..entry(Action::CancelFailover, "order.cancel-failover", "take the failover back")
+    },
+    Entry {
+        keys: &[(Menu, "w")],
+        words: &["reprotect"],
+        argument: Argument::Machine,
+        needs: Needs::Order("reprotect"),
+        risk: Risk::Danger,
+        command: "continuum reprotect {machine}",
+        ..entry(Action::Reprotect, "order.reprotect", "reprotect: reverse the direction")
+    },
+    Entry {
+        keys: &[(Menu, "h")],
+        words: &["failback"],
+        argument: Argument::Machine,
+        needs: Needs::Order("failback"),
+        risk: Risk::Danger,
+        command: "continuum failback {machine}",
+        ..entry(Action::Failback, "order.failback", "failback (planned: lose nothing)")
+    },
+    Entry {
+        keys: &[(Menu, "s")],
+        words: &["unplanned-failback"],
+        argument: Argument::Machine,
+        needs: Needs::Order("failback"),
+        risk: Risk::Danger,
+        command: "continuum failback {machine} --unplanned",
+        ..entry(
+            Action::UnplannedFailback,
+            "order.unplanned-failback",
+            "failback (unplanned: the site is lost)",
+        )
+    },
+    Entry {
+        keys: &[(Menu, "m")],
+        words: &["complete-migration"],
+        argument: Argument::Machine,
+        needs: Needs::Order("complete-migration"),
+        risk: Risk::Danger,
+        command: "continuum complete-migration {machine}",
+        ..entry(Action::CompleteMigration, "order.complete-migration", "stay there for good: no way back")
     },
     Entry {
         keys: &[(Menu, "p")],

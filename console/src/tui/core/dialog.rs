@@ -476,6 +476,12 @@ impl Dialog {
             (Action::Commit, _) => Order::Commit(pb::Commit {}),
             // Which one is the vault's to choose; the verb names one.
             (Action::Move, _) => Order::MoveMachine(pb::MoveMachine { process_server: String::new() }),
+            (Action::ChangePoint, _) => Order::ChangePoint(pb::ChangePoint { point }),
+            (Action::CancelFailover, _) => Order::CancelFailover(pb::CancelFailover {}),
+            (Action::Reprotect, _) => Order::Reprotect(pb::Reprotect {}),
+            (Action::Failback, _) => Order::Failback(pb::Failback { kind: "planned".into() }),
+            (Action::UnplannedFailback, _) => Order::Failback(pb::Failback { kind: "unplanned".into() }),
+            (Action::CompleteMigration, _) => Order::CompleteMigration(pb::CompleteMigration {}),
             (Action::RetryNow, _) => Order::RetryNow(pb::RetryNow {}),
             (Action::CancelJob, _) => Order::CancelJob(pb::CancelJob { job: object }),
             (Action::Proceed, _) => Order::Proceed(pb::Proceed { job: object }),

@@ -669,6 +669,12 @@ pub fn act(state: &mut State, action: Action, argument: &str) -> Vec<Effect> {
         | A::RetryJob
         | A::Proceed
         | A::PlannedFailover
+        | A::ChangePoint
+        | A::CancelFailover
+        | A::Reprotect
+        | A::Failback
+        | A::UnplannedFailback
+        | A::CompleteMigration
         | A::Acknowledge => return orders::begin(state, action, argument),
     }
     Vec::new()

@@ -44,6 +44,10 @@ pub fn machine_state(machine: &pb::Machine) -> (String, Role) {
         "failing-over" => ("failing over".into(), Role::Busy),
         "commit-pending" => ("failed over".into(), Role::Warn),
         "committed" => ("committed".into(), Role::Text),
+        "reprotecting" => ("reprotecting".into(), Role::Busy),
+        "reversed" => ("protected, reversed".into(), Role::Text),
+        "failing-back" => ("failing back".into(), Role::Busy),
+        "migrated" => ("migrated".into(), Role::Muted),
         "disabling" => ("removing".into(), Role::Busy),
         other => (other.to_owned(), Role::Text),
     };

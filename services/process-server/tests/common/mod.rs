@@ -309,7 +309,7 @@ pub async fn stream_once(
                     }
                 }
                 Some(Message::Refused(fault)) => return Err(fault),
-                Some(Message::Frame(_)) => panic!("a frame came back"),
+                Some(other) => panic!("it came the wrong way: {other:?}"),
                 None => {
                     return Err(Fault::new(
                         continuum_model::fault::FaultClass::NotConnected,

@@ -50,6 +50,14 @@ fn agent(estate: &Estate, entry: &MachineEntry) -> pb::AgentAssignment {
     assignment.resync_now = protection.resync_now;
     assignment.policy = policy(estate, protection);
     assignment.group = group(estate, entry).filter(|_| assignment.replicate);
+    if protection.state.is_reversed() && !entry.live.twice {
+        let target = estate.servers.get(&protection.master_target);
+        let run = protection.failed_over.as_ref();
+        assignment.receive = run.is_some();
+        assignment.target_address = target.map(|target| target.row.address.clone()).unwrap_or_default();
+        assignment.target_id = protection.master_target.to_string();
+        assignment.view_id = run.map(|run| run.view.to_string()).unwrap_or_default();
+    }
     assignment
 }
 
@@ -85,6 +93,10 @@ fn replicates(protection: &Protection) -> bool {
         | ProtectionState::EnablingFailed { .. }
         | ProtectionState::CommitPending { .. }
         | ProtectionState::Committed
+        | ProtectionState::Reprotecting
+        | ProtectionState::Reversed
+        | ProtectionState::FailingBack { .. }
+        | ProtectionState::Migrated
         | ProtectionState::Disabling => false,
     }
 }
@@ -136,6 +148,14 @@ fn master_target(estate: &Estate, server: ServerId) -> pb::MasterTargetAssignmen
                 String::new()
             } else {
                 protection.process_server.to_string()
+            },
+            reverse_view: match &protection.failed_over {
+                Some(run)
+                    if protection.state.is_reversed() && !is_revoked(estate, agent_of(entry.row.id)) =>
+                {
+                    run.view.to_string()
+                }
+                _ => String::new(),
             },
         })
     });

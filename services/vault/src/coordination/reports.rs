@@ -356,6 +356,21 @@ fn doubt(
                     .is_some_and(|at| at >= protection.since.micros());
             whole.then_some((vec![Write::Move(Event::ResyncDone)], told))
         }
+        ProtectionState::Reprotecting | ProtectionState::Reversed => {
+            let run = protection.failed_over.as_ref()?;
+            let receiving = report.receiving.as_ref()?;
+            // Of this direction, not of one that was given up before.
+            if receiving.epoch != row.epoch || receiving.view_id != run.view.to_string() {
+                return None;
+            }
+            let event = match (&protection.state, receiving.whole) {
+                (ProtectionState::Reprotecting, true) => Event::ReverseWhole,
+                // Until it has looked at its disks again it knows nothing.
+                (ProtectionState::Reversed, false) if receiving.connected => Event::ReverseBroken,
+                _ => return None,
+            };
+            Some((vec![Write::MoveIfLegal(event)], protection.answered_doubt.clone()))
+        }
         _ => None,
     }
 }
@@ -417,11 +432,26 @@ async fn master_target(
     // Stretches of which the target says that their points are gone.
     let mut gone: Vec<(MachineId, Timestamp, Timestamp)> = Vec::new();
     let mut lost: Vec<(MachineId, Vec<pb::Blocks>)> = Vec::new();
+    let mut astray: Vec<String> = Vec::new();
     {
         let mut estate = core.estate();
         let load = report.load.take();
         if !seen(core, &mut estate, server, load) {
             return Ok(());
+        }
+        for view in report.views.iter().filter(|view| view.guest_running) {
+            let id = view.machine_id.parse::<MachineId>();
+            let machine = id.ok().and_then(|id| estate.machines.get(&id));
+            let protection = machine.and_then(|entry| entry.row.protection.as_ref());
+            // It came home without this side being asked: one copy is one too many.
+            let home = protection.filter(|protection| {
+                protection.master_target == server
+                    && (protection.state.replicates() || protection.state.is_paused())
+            });
+            let run = home.and_then(|protection| protection.failed_over.as_ref());
+            if run.is_some_and(|run| run.view.to_string() == view.view_id) {
+                astray.push(view.view_id.clone());
+            }
         }
         let mut bytes_per_sec = 0u64;
         for mut replica in report.replicas {
@@ -432,11 +462,10 @@ async fn master_target(
             }
             bytes_per_sec = bytes_per_sec.saturating_add(replica.journal_bytes_per_sec);
             // After a commit only the chosen moment counts: what the target still lists is history.
-            let committed = entry
-                .row
-                .protection
-                .as_ref()
-                .is_some_and(|protection| protection.state == ProtectionState::Committed);
+            let committed = entry.row.protection.as_ref().is_some_and(|protection| {
+                use ProtectionState as S;
+                matches!(protection.state, S::Committed | S::Migrated) || protection.state.is_reversed()
+            });
             let room = if committed { 0 } else { POINTS_MAX.saturating_sub(points.len()) };
             points.extend(
                 replica.new_points.drain(..).take(room).map(|point| (id, project::point_from(&point))),
@@ -457,6 +486,12 @@ async fn master_target(
         if let Some(entry) = estate.servers.get_mut(&server) {
             entry.live.bytes_per_sec = Some(bytes_per_sec);
         }
+    }
+    for view_id in astray {
+        tracing::warn!(view = view_id, "what runs there came home meanwhile: it is stopped");
+        let id = format!("astray/{view_id}/{}", core.world.stamp().micros());
+        let act = Some(pb::command::Act::StopGuest(pb::StopGuest { view_id }));
+        core.sessions.hint(server, pb::Command { id, act });
     }
     for (machine, blocks) in lost {
         tracing::warn!(%machine, places = blocks.len(), "the replica lost part of its newest state: the source is asked to send it again");

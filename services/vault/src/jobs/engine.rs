@@ -72,7 +72,7 @@ pub(crate) async fn drive(core: &Arc<Core>, id: JobId) -> Result<(), StoreError>
             JobState::Undoing => undo_one(core, job, kind).await?,
             // After the last step a cancel comes too late: what was done stands, in the rows, too.
             JobState::Queued | JobState::Running | JobState::Waiting
-                if job.cancel && next_step(&job).is_some() =>
+                if job.cancel && next_step(&job).is_some() && !kind.is_home(&job) =>
             {
                 turn_back(core, job.id, None).await?;
             }
@@ -119,7 +119,7 @@ async fn do_one(core: &Arc<Core>, job: JobRow, kind: JobKind) -> Result<(), Stor
     let outcome = tokio::select! {
         () = core.stop.cancelled() => return Ok(()),
         // What was under way is of unknown effect; the undo deals with it.
-        () = cancel.cancelled(), if kind.may_cancel() => return Ok(()),
+        () = cancel.cancelled(), if kind.may_cancel() && !kind.is_home(&intent) => return Ok(()),
         outcome = steps::act(&mut ctx) => outcome,
     };
     let facts = ctx.facts;
@@ -181,7 +181,7 @@ async fn finish_step(
 async fn turn_back(core: &Arc<Core>, id: JobId, fault: Option<Fault>) -> Result<(), StoreError> {
     let Some(job) = core.store.job(id).await? else { return Ok(()) };
     let kind = kind_of(&job)?;
-    let undoes = job.cancel || (kind.undoes() && !job.params.keep_on_failure);
+    let undoes = (job.cancel || (kind.undoes() && !job.params.keep_on_failure)) && !kind.is_home(&job);
     if undoes {
         let mut tx = core.store.begin().await?;
         let Some(mut job) = tx.job(id).await? else { return Ok(()) };

@@ -9,6 +9,12 @@
 //!                → probe → commit pending
 //!   planned      check → stop source → await target → new epoch → … as above: nothing is lost
 //! commit         check → drop other points → committed
+//! change-point   check → resolve point → open view → stop former → start guest → probe → point changed
+//! cancel-failover  check source → stop guest → epoch home → release source → close views
+//! reprotect      check source → reverse epoch → await all: what runs there has arrived at the old source
+//! failback       check source → check target → stop guest → drain → await home → digest both → equal → epoch home
+//!                → release source → resume forward → close views
+//!   unplanned    check source → stop if there → epoch home → release source → retire → resume forward
 //! verify         digest source → await target → digest replica → compare
 //! bookmark       barrier → await target → listed
 //! pin            mark
@@ -57,6 +63,11 @@ named!(
         Cleanup = "cleanup",
         Failover = "failover",
         Commit = "commit",
+        ChangePoint = "change-point",
+        CancelFailover = "cancel-failover",
+        Reprotect = "reprotect",
+        Failback = "failback",
+        Migrate = "complete-migration",
         Verify = "verify",
         Bookmark = "bookmark",
         Pin = "pin",
@@ -121,6 +132,22 @@ named!(
         Report = "report",
         GroupBarrier = "group-barrier",
         GroupListed = "group-listed",
+        StopFormer = "stop-former",
+        PointChanged = "point-changed",
+        CheckSource = "check-source",
+        EpochHome = "epoch-home",
+        ReleaseSource = "release-source",
+        CloseViews = "close-views",
+        ReverseEpoch = "reverse-epoch",
+        AwaitAll = "await-all",
+        Drain = "drain",
+        AwaitHome = "await-home",
+        RecoveryDigest = "digest-recovery",
+        HomeDigest = "digest-home",
+        Equal = "equal",
+        Forward = "resume-forward",
+        StopIfThere = "stop-if-there",
+        Retire = "retire",
     }
 );
 
@@ -162,12 +189,17 @@ pub(crate) enum Write {
 
 impl JobKind {
     /// All of them.
-    pub(crate) const ALL: [Self; 25] = [
+    pub(crate) const ALL: [Self; 30] = [
         Self::Protect,
         Self::TestFailover,
         Self::Cleanup,
         Self::Failover,
         Self::Commit,
+        Self::ChangePoint,
+        Self::CancelFailover,
+        Self::Reprotect,
+        Self::Failback,
+        Self::Migrate,
         Self::Pause,
         Self::Resume,
         Self::Resync,
@@ -232,6 +264,13 @@ impl JobKind {
             let steps = [Step::CheckTarget, Step::StopSource, Step::AwaitTarget];
             return steps.iter().chain(rest).map(|step| (*step, step.name().to_owned())).collect();
         }
+        if self == Self::Failback && !params.planned {
+            // Nobody there can be asked to stop first, and what did not arrive is not waited for.
+            use Step as S;
+            let steps =
+                [S::CheckSource, S::StopIfThere, S::EpochHome, S::ReleaseSource, S::Retire, S::Forward];
+            return steps.iter().map(|step| (*step, step.name().to_owned())).collect();
+        }
         let Some(run) = params.plan.as_ref().filter(|_| self.of_each().is_some()) else {
             return self.steps().iter().map(|step| (*step, step.name().to_owned())).collect();
         };
@@ -272,6 +311,33 @@ impl JobKind {
                 S::CommitPending,
             ],
             Self::Commit => &[S::CheckTarget, S::DropPoints, S::Committed],
+            Self::ChangePoint => &[
+                S::CheckTarget,
+                S::ResolvePoint,
+                S::OpenView,
+                S::StopFormer,
+                S::StartGuest,
+                S::Probe,
+                S::PointChanged,
+            ],
+            Self::CancelFailover => {
+                &[S::CheckSource, S::StopGuest, S::EpochHome, S::ReleaseSource, S::CloseViews]
+            }
+            Self::Reprotect => &[S::CheckSource, S::ReverseEpoch, S::AwaitAll],
+            Self::Failback => &[
+                S::CheckSource,
+                S::CheckTarget,
+                S::StopGuest,
+                S::Drain,
+                S::AwaitHome,
+                S::RecoveryDigest,
+                S::HomeDigest,
+                S::Equal,
+                S::EpochHome,
+                S::ReleaseSource,
+                S::Forward,
+                S::CloseViews,
+            ],
             Self::Verify => &[S::SourceDigest, S::AwaitTarget, S::ReplicaDigest, S::Compare],
             Self::Bookmark => &[S::Barrier, S::AwaitTarget, S::Listed],
             Self::Pin => &[S::Mark],
@@ -283,7 +349,8 @@ impl JobKind {
             | Self::RetryNow
             | Self::Move
             | Self::Acknowledge
-            | Self::SetPolicy => &[],
+            | Self::SetPolicy
+            | Self::Migrate => &[],
             Self::ApplyPlan | Self::CheckPlan | Self::DeletePlan => &[],
             Self::SetGroup | Self::DeleteGroup => &[],
             Self::GroupBookmark => &[S::GroupBarrier, S::GroupListed],
@@ -302,10 +369,20 @@ impl JobKind {
         !self.steps().is_empty()
     }
 
+    /// Whether the pen has gone home: the machine runs at its source from there on, and nothing is taken back.
+    pub(crate) fn is_home(self, job: &JobRow) -> bool {
+        use continuum_model::job::StepState as S;
+        matches!(self, Self::CancelFailover | Self::Failback)
+            && job.steps.iter().any(|step| {
+                step.name == Step::EpochHome.name() && matches!(step.state, S::Succeeded | S::Warnings)
+            })
+    }
+
     /// Whether the two may not be under way on one machine at the same time.
     pub(crate) const fn conflicts(self, other: Self) -> bool {
         use JobKind::{
-            Bookmark, Cleanup, Commit, Failover, Pin, Protect, Resync, TestFailover, Unprotect, Verify,
+            Bookmark, CancelFailover, ChangePoint, Cleanup, Commit, Failback, Failover, Migrate, Pin,
+            Protect, Reprotect, Resync, TestFailover, Unprotect, Verify,
         };
         match (self, other) {
             // Never in the way, and nothing is in their way: a failover does not wait for a verification.
@@ -317,14 +394,22 @@ impl JobKind {
             (Resync, _) | (Unprotect, Resync) => false,
             (Failover, TestFailover | Cleanup | Verify | Bookmark | Pin | Resync) => false,
             (TestFailover | Cleanup, Verify | Bookmark | Pin | Commit | Resync) => false,
-            (Protect | Unprotect | TestFailover | Cleanup | Failover | Commit, _) => true,
+            (ChangePoint | CancelFailover | Reprotect | Failback | Migrate, Verify | Bookmark | Pin) => false,
+            (
+                Protect | Unprotect | TestFailover | Cleanup | Failover | Commit | ChangePoint
+                | CancelFailover | Reprotect | Failback | Migrate,
+                _,
+            ) => true,
             (_, _) => false,
         }
     }
 
     /// Whether what was done is undone when a later step fails.
     pub(crate) const fn undoes(self) -> bool {
-        matches!(self, Self::TestFailover | Self::Failover)
+        matches!(
+            self,
+            Self::TestFailover | Self::Failover | Self::ChangePoint | Self::CancelFailover | Self::Failback
+        )
     }
 }
 
@@ -342,8 +427,16 @@ pub(crate) fn begin(
     let mut facts = Facts::default();
     let now = world.now();
     let bring_up = |view: ViewId| {
-        let run =
-            BroughtUp { job, view, kind: None, at: now, point: None, disks: Vec::new(), probes: Vec::new() };
+        let run = BroughtUp {
+            job,
+            view,
+            kind: None,
+            at: now,
+            point: None,
+            disks: Vec::new(),
+            probes: Vec::new(),
+            former: Vec::new(),
+        };
         Box::new(run)
     };
     let writes = match kind {
@@ -393,10 +486,26 @@ pub(crate) fn begin(
         JobKind::Pause => vec![Write::Move(Event::Pause)],
         // Where it waits for its time, this is to start it now.
         JobKind::Resume => vec![Write::StartAt(None), Write::Move(Event::Resume)],
-        JobKind::Resync => Vec::new(),
-        JobKind::Commit | JobKind::RetryNow | JobKind::Move | JobKind::Acknowledge | JobKind::SetPolicy => {
+        JobKind::ChangePoint => {
+            facts.view = Some(world.id(ViewId::make));
             Vec::new()
         }
+        JobKind::CancelFailover | JobKind::Failback => {
+            let back = kind == JobKind::Failback;
+            let run = row.protection.as_ref().and_then(|protection| protection.failed_over.as_ref());
+            facts.view = run.map(|run| run.view);
+            facts.point_id = Some(world.id(PointId::make));
+            let kind = if params.planned { FailoverKind::Planned } else { FailoverKind::Unplanned };
+            if back { vec![Write::Move(Event::FailBack { kind })] } else { Vec::new() }
+        }
+        JobKind::Migrate => vec![Write::Move(Event::Migrate)],
+        JobKind::Commit
+        | JobKind::Reprotect
+        | JobKind::RetryNow
+        | JobKind::Resync
+        | JobKind::Move
+        | JobKind::Acknowledge
+        | JobKind::SetPolicy => Vec::new(),
         // Those change no row of a machine.
         JobKind::PlanDrill
         | JobKind::PlanCleanup
@@ -493,6 +602,13 @@ pub(crate) fn possible(kind: JobKind, row: &MachineRow) -> Result<(), Fault> {
         },
         JobKind::Failover => moves(Event::FailOver { kind: FailoverKind::Unplanned }),
         JobKind::Commit => moves(Event::Commit),
+        JobKind::ChangePoint => moves(Event::PointChanged),
+        JobKind::CancelFailover => moves(Event::CancelFailover),
+        JobKind::Migrate => moves(Event::Migrate),
+        // One that died half-way is taken up again.
+        JobKind::Reprotect if protection.state == ProtectionState::Reprotecting => Ok(()),
+        JobKind::Reprotect => moves(Event::Reprotect),
+        JobKind::Failback => moves(Event::FailBack { kind: FailoverKind::Planned }),
         JobKind::Pause => moves(Event::Pause),
         JobKind::Resume => moves(Event::Resume),
         JobKind::Verify | JobKind::Bookmark => match protection.state {
@@ -563,7 +679,13 @@ pub(crate) fn leaves(kind: JobKind, job: &JobRow, reason: &str, clean: bool) -> 
         JobKind::TestFailover => vec![Write::Test(TestState::Failed), Write::Drill { passed: false }],
         JobKind::Cleanup => vec![Write::Test(TestState::Failed)],
         JobKind::Failover => vec![Write::MoveIfLegal(Event::FailOverFailed), Write::Fenced(false)],
+        JobKind::Failback => vec![Write::MoveIfLegal(Event::FailBackFailed)],
+        JobKind::Reprotect if job.cancel => vec![Write::MoveIfLegal(Event::StopReprotect)],
         JobKind::Unprotect
+        | JobKind::ChangePoint
+        | JobKind::CancelFailover
+        | JobKind::Reprotect
+        | JobKind::Migrate
         | JobKind::Commit
         | JobKind::Verify
         | JobKind::Bookmark
@@ -593,6 +715,8 @@ pub(crate) const PLANNED_FAILOVER: &str = "planned-failover";
 
 /// A bookmark with the machine's hooks around it, as an order is called.
 pub(crate) const APP_BOOKMARK: &str = "app-bookmark";
+/// A failback that does not ask the recovery site, as a readiness report is asked for it.
+pub(crate) const UNPLANNED_FAILBACK: &str = "unplanned-failback";
 
 /// The orders that are possible now, as the operator API names them.
 pub(crate) fn orders(entry: &MachineEntry, estate: &Estate) -> Vec<&'static str> {

@@ -143,15 +143,20 @@ pub(crate) async fn report(
         return of_plan(core, plan, name, &request.point).await;
     }
     let planned = name == plan::PLANNED_FAILOVER;
-    let kind = JobKind::named(if planned { JobKind::Failover.name() } else { name })
-        .filter(|kind| {
-            !matches!(kind, JobKind::Acknowledge | JobKind::SetPolicy)
-                && !kind.is_about_plans()
-                && !kind.is_about_groups()
-        })
-        .ok_or_else(|| {
-            usage("order.unknown", &format!("there is no order {}", shown(name)), "see `continuum help`")
-        })?;
+    let back = matches!(name, "failback" | plan::UNPLANNED_FAILBACK);
+    let kind = JobKind::named(match name {
+        plan::PLANNED_FAILOVER => JobKind::Failover.name(),
+        plan::UNPLANNED_FAILBACK => JobKind::Failback.name(),
+        name => name,
+    })
+    .filter(|kind| {
+        !matches!(kind, JobKind::Acknowledge | JobKind::SetPolicy)
+            && !kind.is_about_plans()
+            && !kind.is_about_groups()
+    })
+    .ok_or_else(|| {
+        usage("order.unknown", &format!("there is no order {}", shown(name)), "see `continuum help`")
+    })?;
     let mut checks = Vec::new();
     let (row, forecast) = {
         let estate = core.estate();
@@ -181,6 +186,8 @@ pub(crate) async fn report(
                     "wait until the machine is in data or interval mode",
                 ),
             });
+        } else if back || matches!(kind, JobKind::Reprotect | JobKind::CancelFailover) {
+            home_checks(kind, name, entry, &estate, core.world.now(), &mut checks);
         } else {
             server_checks(kind, entry, &estate, core.world.now(), &mut checks);
             if matches!(kind, JobKind::TestFailover | JobKind::Failover) {
@@ -202,7 +209,9 @@ pub(crate) async fn report(
     };
     let point = if request.point.is_empty() { "latest" } else { &request.point };
     let mut preview_reply = None;
-    if matches!(kind, JobKind::TestFailover | JobKind::Failover) && row.protection.is_some() {
+    if matches!(kind, JobKind::TestFailover | JobKind::Failover | JobKind::ChangePoint)
+        && row.protection.is_some()
+    {
         match preview(core, &request.machine, point).await {
             Ok(preview) => {
                 checks.push(preview_check(&preview));
@@ -219,6 +228,11 @@ pub(crate) async fn report(
                 "{} is stopped at its source, what it wrote last is sent, and it is brought up at the recovery site; nothing is lost",
                 shown(&row.name)
             )
+        } else if name == plan::UNPLANNED_FAILBACK {
+            format!(
+                "{} runs at its old source again, with what had arrived there; what did not is kept at the recovery site until it is failed over again or unprotected",
+                shown(&row.name)
+            )
         } else {
             summary(kind, &row.name, preview_reply.as_ref())
         },
@@ -231,6 +245,9 @@ pub(crate) async fn report(
         command: if planned {
             let name = quoted(&row.name);
             format!("continuum failover {name} --planned --yes --confirm {name}")
+        } else if name == plan::UNPLANNED_FAILBACK {
+            let name = quoted(&row.name);
+            format!("continuum failback {name} --unplanned --yes --confirm {name}")
         } else {
             let mut command = command(kind, &row.name, point);
             if kind == JobKind::Move && !request.process_server.is_empty() {
@@ -477,6 +494,88 @@ fn server_checks(
     }
 }
 
+/// What the way home needs, and which side would be overwritten.
+fn home_checks(
+    kind: JobKind,
+    name: &str,
+    entry: &MachineEntry,
+    estate: &Estate,
+    now: Timestamp,
+    checks: &mut Vec<pb::Check>,
+) {
+    let machine = shown(&entry.row.name);
+    checks.push(if estate.connected(agent_of(entry.row.id)) {
+        check("source", "ok", "the agent of the old source answers", "")
+    } else {
+        check(
+            "source",
+            "failed",
+            "the agent of the old source is not connected: it would have to take the machine back",
+            "start the old host and its agent",
+        )
+    });
+    let Some(protection) = &entry.row.protection else { return };
+    let target = shown(&estate.server_name(protection.master_target));
+    let there = estate.connected(protection.master_target);
+    checks.push(match (there, name == plan::UNPLANNED_FAILBACK) {
+        (true, _) => check("master-target", "ok", &format!("{target} is connected"), ""),
+        (false, true) => check(
+            "master-target",
+            "warning",
+            &format!(
+                "{target} is not connected: what runs there, if anything, is stopped when it comes back"
+            ),
+            "make sure that nothing there is used any more",
+        ),
+        (false, false) => check(
+            "master-target",
+            "failed",
+            &format!("{target} is not connected"),
+            "start it or mend the network; where it is lost, order an unplanned failback",
+        ),
+    });
+    let (site, recovery) =
+        (shown(&estate.site_name(entry.row.site)), shown(&estate.site_name(protection.target_site)));
+    let receiving = entry.live.agent.as_ref().and_then(|(report, _)| report.receiving.as_ref());
+    match kind {
+        JobKind::Reprotect => checks.push(check(
+            "direction",
+            "warning",
+            &format!(
+                "{recovery} → {site}: the disks of {machine} at {site} will be OVERWRITTEN where they differ from what runs at {recovery}"
+            ),
+            "what they hold now is kept there in a branch: continuum branch",
+        )),
+        JobKind::Failback => {
+            let newest = receiving.filter(|receiving| receiving.whole);
+            checks.push(match newest {
+                Some(receiving) => {
+                    let age = now.since(Timestamp::from_micros(receiving.newest_us)).as_secs_f64();
+                    check("state", "ok", &format!("what is at {site} is {age:.1} s old"), "")
+                }
+                None => check(
+                    "state",
+                    "failed",
+                    &format!("nothing whole is at {site} now"),
+                    "wait until the reverse direction is continuous",
+                ),
+            });
+            checks.push(check(
+                "direction",
+                "warning",
+                &format!("{recovery} → {site}: what runs at {recovery} stops, and {machine} runs at {site}"),
+                "",
+            ));
+        }
+        _ => checks.push(check(
+            "direction",
+            "warning",
+            &format!("what {machine} wrote at {recovery} since the failover is given up; it runs at {site}"),
+            "",
+        )),
+    }
+}
+
 fn preview_check(preview: &pb::PreviewReply) -> pb::Check {
     let at = preview.point.as_ref().map(|point| Timestamp::from_micros(point.time_us));
     let words = at.map(|at| format!("the moment of {at}")).unwrap_or_default();
@@ -510,6 +609,23 @@ fn summary(kind: JobKind, name: &str, preview: Option<&pb::PreviewReply>) -> Str
         }
         JobKind::Commit => {
             format!("{name} stays as it runs at the recovery site; all its other recovery points are deleted")
+        }
+        JobKind::ChangePoint => format!(
+            "{name} is brought up at the recovery site as of {moment} instead; what runs there now is stopped, and kept until the commit{loss}"
+        ),
+        JobKind::CancelFailover => format!(
+            "{name} runs at its source again and is protected; what it wrote at the recovery site is given up"
+        ),
+        JobKind::Reprotect => format!(
+            "what runs at the recovery site is brought to the old source of {name}, whose disks will be OVERWRITTEN where they differ; what they hold now is kept there in a branch"
+        ),
+        JobKind::Failback => format!(
+            "{name} is stopped at the recovery site, both sides are compared, and it runs at its old source again; nothing is lost"
+        ),
+        JobKind::Migrate => {
+            format!(
+                "{name} stays at the recovery site for good: there is no way back, and nothing protects it"
+            )
         }
         JobKind::Unprotect => format!(
             "{name} is no longer protected; its replica and all its recovery points are deleted, and so is what runs on them, unless the replica is kept"
@@ -558,7 +674,15 @@ fn command(kind: JobKind, name: &str, point: &str) -> String {
         JobKind::Failover => {
             format!("continuum failover {name} --unplanned --point {} --yes --confirm {name}", quoted(point))
         }
-        JobKind::Commit | JobKind::Unprotect => {
+        JobKind::ChangePoint => {
+            format!("continuum change-point {name} --point {} --yes --confirm {name}", quoted(point))
+        }
+        JobKind::Commit
+        | JobKind::Unprotect
+        | JobKind::CancelFailover
+        | JobKind::Reprotect
+        | JobKind::Failback
+        | JobKind::Migrate => {
             format!("continuum {} {name} --yes --confirm {name}", kind.name())
         }
         JobKind::Resync => format!("continuum resync {name} --now"),

@@ -112,6 +112,9 @@ pub(crate) struct BroughtUp {
     pub(crate) point: Option<PointRow>,
     pub(crate) disks: Vec<ServedDisk>,
     pub(crate) probes: Vec<ProbeRow>,
+    /// What was brought up before another point was chosen; stopped, and kept until the choice is final.
+    #[serde(default)]
+    pub(crate) former: Vec<ViewId>,
 }
 
 /// A disk as it was brought up.

@@ -29,6 +29,11 @@ pub(super) fn kind_of(order: &Order, machine: &str) -> JobKind {
         Order::Cleanup(_) => JobKind::Cleanup,
         Order::Failover(_) => JobKind::Failover,
         Order::Commit(_) => JobKind::Commit,
+        Order::ChangePoint(_) => JobKind::ChangePoint,
+        Order::CancelFailover(_) => JobKind::CancelFailover,
+        Order::Reprotect(_) => JobKind::Reprotect,
+        Order::Failback(_) => JobKind::Failback,
+        Order::CompleteMigration(_) => JobKind::Migrate,
         Order::Verify(_) => JobKind::Verify,
         Order::PinPoint(_) => JobKind::Pin,
         Order::MoveMachine(_) => JobKind::Move,
@@ -190,6 +195,27 @@ pub(super) fn asked(order: &Order, machine: &str, now: Timestamp) -> Result<Aske
             }
         }
         Order::Commit(_) => "make the failover final".to_owned(),
+        Order::ChangePoint(order) => {
+            params.point = at(&order.point)?;
+            format!("bring up {} instead", params.point)
+        }
+        Order::CancelFailover(_) => "take the failover back".to_owned(),
+        Order::Reprotect(_) => "bring what runs at the recovery site to the old source".to_owned(),
+        Order::Failback(order) => match order.kind.as_str() {
+            "planned" | "" => {
+                params.planned = true;
+                "planned failback: nothing is lost".to_owned()
+            }
+            "unplanned" => "unplanned failback: the newest state at the old source".to_owned(),
+            other => {
+                return Err(usage(
+                    "failback.kind",
+                    &format!("there is no {} failback", shown(&limited(other, 100))),
+                    "write planned or unplanned",
+                ));
+            }
+        },
+        Order::CompleteMigration(_) => "it stays at the recovery site for good".to_owned(),
         Order::Pause(_) => "pause replication".to_owned(),
         Order::Resume(_) => "resume replication".to_owned(),
         Order::RetryNow(_) => "try connections again now".to_owned(),

@@ -109,6 +109,11 @@ pub(crate) const fn must_be_typed(kind: JobKind) -> bool {
         kind,
         JobKind::Failover
             | JobKind::Commit
+            | JobKind::ChangePoint
+            | JobKind::CancelFailover
+            | JobKind::Reprotect
+            | JobKind::Failback
+            | JobKind::Migrate
             | JobKind::Unprotect
             | JobKind::PlanFailover
             | JobKind::DeletePlan
