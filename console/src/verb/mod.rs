@@ -2,6 +2,7 @@
 //!
 //! - [`args`]: the command line and its help
 //! - [`get`], [`describe`]: what there is
+//! - [`apply`]: policies and plans as texts; [`access`]: who is let in, what was done, four eyes
 //! - [`order`], [`consent`], [`follow`], [`progress`]: what is to be done, agreed to, and watched
 //! - [`inspect`], [`export`], [`rescue`], [`archive`]: stores by hand, where no vault is alive
 //! - [`doctor`], [`session`], [`manual`]: this machine, its profiles, its documentation
@@ -11,6 +12,8 @@
 //! Invariants: the answer goes to standard output, everything else to standard error. Without a terminal
 //! there is no colour and no question. Nothing from outside reaches a terminal unescaped.
 
+pub mod access;
+pub mod apply;
 pub mod archive;
 pub mod args;
 pub mod consent;
@@ -127,6 +130,9 @@ fn run(setting: &Setting, verb: Option<Verb>) -> Result<(), Fault> {
         Some(Verb::Role(role)) => lab::role(&role),
         Some(Verb::Completions { shell }) => manual::completions(setting, shell),
         Some(Verb::Man) => manual::pages(setting),
+        Some(Verb::Audit(args::Audit { act: args::AuditAct::Verify(wanted) })) => {
+            access::verify(setting, &wanted)
+        }
         Some(Verb::Inspect(wanted)) => inspect::run(setting, &wanted),
         Some(Verb::Export(wanted)) => export::run(setting, &wanted),
         Some(Verb::Archive(wanted)) => archive::run(setting, &wanted),
@@ -184,9 +190,15 @@ async fn ask(setting: &Setting, verb: Verb) -> Result<(), Fault> {
             let order = run_plan(&o.machine, "cleanup", "");
             order::give(setting, &o.machine, order, &o.wait, None).await
         }
-        Verb::Apply(apply) => order::apply(setting, &apply).await,
+        Verb::Apply(apply) => apply::run(setting, &apply).await,
+        Verb::SetPolicy(o) => apply::assign(setting, &o).await,
+        Verb::CanI(can) => access::can_i(setting, &can).await,
+        Verb::Approve(o) => access::approve(setting, &o).await,
+        Verb::Revoke(o) => access::revoke(setting, &o).await,
+        Verb::Delete(o) if o.what == args::Deletable::Policy => {
+            apply::delete_policy(setting, &o.name, &o.wait).await
+        }
         Verb::Delete(o) => {
-            let args::Deletable::Plan = o.what;
             let name = format!("plan/{}", o.name);
             let danger = Danger { order: "delete", point: "", consent: &o.consent };
             let order = Order::DeletePlan(pb::DeletePlan { plan: o.name });
@@ -249,6 +261,7 @@ async fn ask(setting: &Setting, verb: Verb) -> Result<(), Fault> {
         // Handled before the runtime was made.
         Verb::Completions { .. }
         | Verb::Man
+        | Verb::Audit(_)
         | Verb::Inspect(_)
         | Verb::Export(_)
         | Verb::Rescue(_)

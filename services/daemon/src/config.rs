@@ -46,12 +46,15 @@ pub struct Vault {
     #[serde(default)]
     policy: Policy,
     database: Option<String>,
+    /// Orders that a second person must agree to.
+    #[serde(default)]
+    four_eyes: Vec<String>,
 }
 
 impl Vault {
     /// As the vault takes it, but for its policy.
     fn config(&self) -> VaultConfig {
-        vault_config(
+        let config = vault_config(
             self.dir.clone(),
             self.name.clone(),
             ENVIRONMENT.into(),
@@ -59,7 +62,8 @@ impl Vault {
             self.advertise.clone().zip(self.advertise_enrolment.clone()),
             self.sites.iter().map(Site::parts).collect(),
             self.database.clone(),
-        )
+        );
+        VaultConfig { four_eyes: self.four_eyes.clone(), ..config }
     }
 }
 
@@ -327,6 +331,7 @@ fn roles(config: Config) -> Result<Vec<(&'static str, Role)>, Fault> {
                 sites: vault.sites.iter().map(Site::parts).collect(),
                 policy: vault.policy,
                 database: vault.database,
+                four_eyes: vault.four_eyes,
             },
         ));
     }

@@ -49,6 +49,9 @@ pub enum Role {
         /// `postgres://…` instead of the embedded database.
         #[serde(default)]
         database: Option<String>,
+        /// Orders that a second person must agree to.
+        #[serde(default)]
+        four_eyes: Vec<String>,
         /// Where to say where it listens.
         #[serde(default)]
         publish: Option<PathBuf>,
@@ -238,11 +241,12 @@ pub async fn run(role: Role, stop: CancellationToken) -> Result<(), Fault> {
             sites,
             policy,
             database,
+            four_eyes,
             publish,
         } => {
             let config =
                 vault_config(dir, name, environment, (listen, listen_enrolment), advertise, sites, database);
-            let config = VaultConfig { policies: vec![("default".into(), policy)], ..config };
+            let config = VaultConfig { policies: vec![("default".into(), policy)], four_eyes, ..config };
             let ready = |vault: &Vault| {
                 let Some(path) = publish else { return };
                 let addresses = vault.addresses();

@@ -15,10 +15,12 @@ use crate::estate::{Estate, JobEntry, MachineEntry, Progress, ServerEntry, machi
 use crate::grants;
 use crate::hub::Hub;
 use crate::project;
+use crate::store::inventory::MachineRow;
 use crate::store::news::{EventRow, News};
 use crate::store::{Store, StoreError, Tx};
 use crate::world::World;
 use continuum_model::id::{JobId, MachineId, ServerId, VaultId};
+use continuum_model::job::JobState;
 use continuum_model::time::Timestamp;
 use continuum_proto::v1 as pb;
 use continuum_wire::peers::Peers;
@@ -42,6 +44,8 @@ pub(crate) struct About {
     /// Drawn at each start.
     pub(crate) run: String,
     pub(crate) started: Timestamp,
+    /// Orders that a second person must agree to.
+    pub(crate) four_eyes: Vec<String>,
 }
 
 /// Whom the vault speaks with.
@@ -184,6 +188,7 @@ impl Core {
         let now = self.world.now();
         let mut touched = BTreeSet::new();
         let mut plans = false;
+        let mut policies = BTreeSet::new();
         let mut entities = Vec::new();
         let mut guard = self.estate();
         let estate = &mut *guard;
@@ -197,6 +202,11 @@ impl Core {
                     entities.push(Any::Policy(project::policy(&row, estate)));
                     estate.policies.insert(row.id, row);
                     touched.extend(estate.machines.keys().copied());
+                }
+                News::PolicyGone(row) => {
+                    let gone = pb::Policy { deleted: true, ..project::policy(&row, estate) };
+                    entities.push(Any::Policy(gone));
+                    estate.policies.remove(&row.id);
                 }
                 News::Server(row) => {
                     let id = row.id;
@@ -219,6 +229,13 @@ impl Core {
                 }
                 News::Machine(row) => {
                     let id = row.id;
+                    let policy_of =
+                        |row: &MachineRow| row.protection.as_ref().map(|protection| protection.policy);
+                    let before = estate.machines.get(&id).and_then(|entry| policy_of(&entry.row));
+                    // How many are under them is told with the policies.
+                    if before != policy_of(&row) {
+                        policies.extend(before.into_iter().chain(policy_of(&row)));
+                    }
                     match estate.machines.get_mut(&id) {
                         Some(entry) => entry.row = *row,
                         None => {
@@ -233,7 +250,7 @@ impl Core {
                     let id = row.id;
                     if let Some(machine) = row.machine {
                         let open = estate.under_way.entry(machine).or_default();
-                        if row.state.is_over() {
+                        if row.state.is_over() || row.state == JobState::Waiting {
                             open.remove(&id);
                         } else {
                             open.insert(id);
@@ -271,6 +288,9 @@ impl Core {
                     estate.plans.insert(row.name.clone(), *row);
                 }
             }
+        }
+        for row in policies.iter().filter_map(|id| estate.policies.get(id)) {
+            entities.push(Any::Policy(project::policy(row, estate)));
         }
         for id in &touched {
             entities.extend(

@@ -10,5 +10,6 @@ mod moments;
 mod partition;
 mod planned;
 mod plans;
+mod policies;
 mod prove;
 mod resync;

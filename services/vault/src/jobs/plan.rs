@@ -27,7 +27,7 @@ use crate::store::inventory::{BroughtUp, MachineRow, PointRow, Protection};
 use crate::store::jobs::{Facts, JobRow, Params};
 use crate::world::World;
 use continuum_model::fault::{Fault, FaultClass};
-use continuum_model::id::{PointId, ViewId};
+use continuum_model::id::{PointId, PolicyId, ViewId};
 use continuum_model::protection::{Event, FailoverKind, ProtectionState, TestState};
 use continuum_model::untrusted::shown;
 
@@ -62,6 +62,8 @@ named!(
         RetryNow = "retry-now",
         Acknowledge = "acknowledge",
         SetPolicy = "set-policy",
+        AssignPolicy = "assign-policy",
+        DeletePolicy = "delete-policy",
         PlanDrill = "plan-test-failover",
         PlanCleanup = "plan-cleanup",
         PlanFailover = "plan-failover",
@@ -117,6 +119,8 @@ named!(
 pub(crate) enum Write {
     /// A new protection.
     Protect(Box<Protection>),
+    /// It goes on under another policy.
+    Policy(PolicyId),
     /// A move of the protection.
     Move(Event),
     /// The same, where the table allows it now; nothing otherwise.
@@ -144,7 +148,7 @@ pub(crate) enum Write {
 
 impl JobKind {
     /// All of them.
-    pub(crate) const ALL: [Self; 20] = [
+    pub(crate) const ALL: [Self; 22] = [
         Self::Protect,
         Self::TestFailover,
         Self::Cleanup,
@@ -158,6 +162,8 @@ impl JobKind {
         Self::RetryNow,
         Self::Acknowledge,
         Self::SetPolicy,
+        Self::AssignPolicy,
+        Self::DeletePolicy,
         Self::Unprotect,
         Self::PlanDrill,
         Self::PlanCleanup,
@@ -249,7 +255,8 @@ impl JobKind {
             Self::Pin => &[S::Mark],
             // A run's are its plan's.
             Self::PlanDrill | Self::PlanCleanup | Self::PlanFailover => &[],
-            Self::Pause | Self::Resume | Self::RetryNow | Self::Acknowledge | Self::SetPolicy => &[],
+            Self::Pause | Self::Resume | Self::RetryNow | Self::Acknowledge => &[],
+            Self::SetPolicy | Self::AssignPolicy | Self::DeletePolicy => &[],
             Self::ApplyPlan | Self::CheckPlan | Self::DeletePlan => &[],
         }
     }
@@ -350,7 +357,12 @@ pub(crate) fn begin(
         }
         JobKind::Pause => vec![Write::Move(Event::Pause)],
         JobKind::Resume => vec![Write::Move(Event::Resume)],
-        JobKind::Commit | JobKind::RetryNow | JobKind::Acknowledge | JobKind::SetPolicy => Vec::new(),
+        JobKind::AssignPolicy => params.policy.map(Write::Policy).into_iter().collect(),
+        JobKind::Commit
+        | JobKind::RetryNow
+        | JobKind::Acknowledge
+        | JobKind::SetPolicy
+        | JobKind::DeletePolicy => Vec::new(),
         // Those change no row of a machine.
         JobKind::PlanDrill
         | JobKind::PlanCleanup
@@ -373,7 +385,7 @@ pub(crate) fn possible(kind: JobKind, row: &MachineRow) -> Result<(), Fault> {
     };
     let Some(protection) = &row.protection else {
         return match kind {
-            JobKind::Protect | JobKind::Acknowledge | JobKind::SetPolicy => Ok(()),
+            JobKind::Protect | JobKind::Acknowledge | JobKind::SetPolicy | JobKind::DeletePolicy => Ok(()),
             _ => refuse(
                 "machine.unprotected",
                 format!("{name} is not protected"),
@@ -454,7 +466,17 @@ pub(crate) fn possible(kind: JobKind, row: &MachineRow) -> Result<(), Fault> {
                 "wait until it is protected and not paused".into(),
             ),
         },
-        JobKind::RetryNow | JobKind::Pin | JobKind::Acknowledge | JobKind::SetPolicy => Ok(()),
+        JobKind::AssignPolicy if protection.state == ProtectionState::Disabling => refuse(
+            "protection.disabling",
+            format!("{name} is being unprotected"),
+            "protect it again with the other policy".into(),
+        ),
+        JobKind::RetryNow
+        | JobKind::Pin
+        | JobKind::Acknowledge
+        | JobKind::SetPolicy
+        | JobKind::AssignPolicy
+        | JobKind::DeletePolicy => Ok(()),
         JobKind::PlanDrill
         | JobKind::PlanCleanup
         | JobKind::PlanFailover
@@ -496,7 +518,9 @@ pub(crate) fn leaves(kind: JobKind, job: &JobRow, reason: &str, clean: bool) -> 
         | JobKind::Resume
         | JobKind::RetryNow
         | JobKind::Acknowledge
-        | JobKind::SetPolicy => Vec::new(),
+        | JobKind::SetPolicy
+        | JobKind::AssignPolicy
+        | JobKind::DeletePolicy => Vec::new(),
         // What its machines' jobs leave is theirs.
         JobKind::PlanDrill
         | JobKind::PlanCleanup
@@ -522,8 +546,11 @@ pub(crate) fn orders(entry: &MachineEntry, estate: &Estate) -> Vec<&'static str>
     let planned = planned.then_some(PLANNED_FAILOVER);
     JobKind::ALL
         .into_iter()
-        // Those are about an alert and about a point, not about the machine.
-        .filter(|kind| !matches!(kind, JobKind::Acknowledge | JobKind::Pin) && !kind.is_about_plans())
+        // Those are about an alert, a point, a policy, and not about the machine.
+        .filter(|kind| {
+            !matches!(kind, JobKind::Acknowledge | JobKind::Pin | JobKind::SetPolicy | JobKind::DeletePolicy)
+                && !kind.is_about_plans()
+        })
         .filter(|kind| protected || *kind == JobKind::Protect)
         .filter(|kind| {
             possible(*kind, &entry.row).is_ok() && !under_way.iter().any(|other| kind.conflicts(*other))

@@ -15,6 +15,7 @@ pub(crate) mod jobs;
 pub(crate) mod news;
 pub(crate) mod plans;
 mod schema;
+pub(crate) mod versions;
 
 use continuum_model::fault::{Fault, FaultClass};
 use schema::Dialect;
