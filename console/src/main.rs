@@ -5,6 +5,9 @@
 //! the library.
 
 fn main() -> std::process::ExitCode {
+    if let Some(ended) = continuum_daemon::role::thaw_watchdog(std::env::args_os()) {
+        return ended;
+    }
     continuum_wire::tls::install_provider();
     continuum_console::verb::main(std::env::args_os())
 }

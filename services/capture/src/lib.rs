@@ -9,6 +9,8 @@
 //! - [`source`]: one machine with all its disks, as the agent drives it
 //! - [`splitter`]: a guest's requests; [`background`]: the threads beside it; [`scan`]: digests while it runs
 //! - [`block_server`]: a source with its disks on NBD
+//! - [`freeze`]: file systems frozen for an instant, with a watchdog that thaws them
+//! - `kernel`: the calls that need `unsafe`
 //!
 //! Invariants: a bit is set before the write it stands for is applied, and cleared only when the target
 //! made that data durable. The guest waits for its own disk, never for a network.
@@ -20,7 +22,9 @@ pub mod block_server;
 pub mod compare;
 pub mod disk;
 pub mod feed;
+pub mod freeze;
 pub mod kept;
+mod kernel;
 pub mod map;
 pub mod nbd;
 #[cfg(test)]

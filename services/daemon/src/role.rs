@@ -3,6 +3,7 @@
 //! The file is JSON, written by the lab's supervisor (or made from `continuumd.toml`). A role publishes where
 //! it listens in the file it was told to, replaced atomically. It ends in good order on SIGTERM and SIGINT.
 
+use continuum_capture::freeze::{self, Watchdog};
 use continuum_fabric::lab::guest;
 pub use continuum_fabric::lab::guest::GuestConfig;
 use continuum_fabric::lab::qemu;
@@ -15,8 +16,10 @@ use continuum_process_server::ProcessServerConfig;
 use continuum_vault::{SiteSpec, Vault, VaultConfig};
 use continuum_wire::tls::Credentials;
 use serde::{Deserialize, Serialize};
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
@@ -216,6 +219,13 @@ pub async fn signalled() {
         }
         _ => std::future::pending().await,
     }
+}
+
+/// Becomes the watchdog that thaws file systems, where that is what this process was started for: `Some` is then how
+/// it ended. To be asked before anything else is done.
+pub fn thaw_watchdog(mut arguments: impl Iterator<Item = OsString>) -> Option<ExitCode> {
+    let is_asked = arguments.nth(1).is_some_and(|verb| verb == Watchdog::VERB);
+    is_asked.then(|| ExitCode::from(freeze::watch(arguments) as u8))
 }
 
 /// The kernel kills us when the one who started us is gone.

@@ -139,6 +139,9 @@ enum ServerAct {
 }
 
 fn main() -> ExitCode {
+    if let Some(ended) = role::thaw_watchdog(std::env::args_os()) {
+        return ended;
+    }
     continuum_wire::tls::install_provider();
     match run(Cli::parse().verb) {
         Ok(()) => ExitCode::SUCCESS,
