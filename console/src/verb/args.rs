@@ -242,8 +242,23 @@ Examples:
     /// Stop a job; what it did is undone
     #[command(after_help = "Examples:\n  continuum cancel JOB")]
     Cancel(Cancel),
-    /// Make or change recovery plans from YAML files
+    /// Make or change policies and recovery plans from YAML files
     #[command(after_help = "\
+A file holds one document or several, with --- between them; all of all files is read before anything is
+ordered, and everything wrong is told at once. A policy:
+
+  kind: policy
+  name: gold
+  retention_seconds: 86400    # any moment of a day; what is left out has its default
+  steps:                      # then one state an hour for a week
+    - every_seconds: 3600
+      for_seconds: 604800
+  bandwidth:                  # during these hours; else as fast as the link
+    - {days: [mon, tue, wed, thu, fri], from: \"08:00\", to: \"18:00\", bytes_per_sec: 2000000}
+
+`continuum get policy NAME -o yaml` writes what apply takes. Where recovery points would go, the policy's
+name is asked for; in a script: --yes --confirm gold.
+
 A plan brings groups of machines up one after another:
 
   name: shop
@@ -257,16 +272,57 @@ A plan brings groups of machines up one after another:
       machines: [web-01, web-02]
 
 Examples:
-  continuum apply -f shop.yaml --dry-run
+  continuum apply -f gold.yaml -f shop.yaml --dry-run      what would change, line by line
   continuum apply -f shop.yaml
   continuum test-failover plan/shop
   continuum get plans")]
     Apply(Apply),
-    /// Delete a recovery plan or a consistency group; its machines stay as they are
+    /// Delete a policy that nobody is under, a recovery plan or a consistency group; machines stay as they are
     #[command(
-        after_help = "Examples:\n  continuum delete plan shop --yes --confirm shop\n  continuum delete group shop"
+        after_help = "Examples:\n  continuum delete policy bronze\n  continuum delete plan shop --yes --confirm shop\n  continuum delete group shop"
     )]
     Delete(Delete),
+    /// Put protected machines under another policy
+    #[command(after_help = "\
+Where recovery points would go, each machine's name is asked for. In a script: --yes --confirm NAME, or for
+several machines --yes --confirm POLICY.
+
+Examples:
+  continuum set-policy web-01 --policy gold
+  continuum set-policy web-01 web-02 db-01 --policy bronze --yes --confirm bronze")]
+    SetPolicy(SetPolicy),
+    /// Say whether you may give an order, why not, and who could
+    #[command(after_help = "\
+Exit code 0: yes. 5: no.
+
+Examples:
+  continuum can-i failover
+  continuum can-i unprotect web-01 -o json")]
+    CanI(CanI),
+    /// Agree to an order that waits for a second person, or refuse it
+    #[command(after_help = "\
+Shows what is agreed to, and asks for the first letters of its digest typed out. In a script:
+  continuum approve JOB --yes --confirm DIGEST-HEAD
+
+Examples:
+  continuum get jobs                               state waiting: approval
+  continuum approve JOB
+  continuum approve JOB --refuse --reason 'not during the audit'")]
+    Approve(Approve),
+    /// Take an operator's access, or a token, away
+    #[command(
+        after_help = "Examples:\n  continuum get operators\n  continuum revoke operator eve\n  continuum revoke token 1f0c2a9be417"
+    )]
+    Revoke(Revoke),
+    /// Verify an exported audit log, without any vault
+    #[command(after_help = "\
+Exit code 0: every line follows from the one before it. 1: the first that does not is named.
+
+Examples:
+  continuum get audit --all -o json > audit.json
+  continuum audit verify audit.json
+  continuum audit verify audit.json --head HASH    a hash kept elsewhere: tells whether the end was cut off")]
+    Audit(Audit),
     /// Make machines share recovery points, or set which and how often
     #[command(after_help = "\
 All machines of a group cut a point at the same time, while none of them is told that a newer write is done: together
@@ -306,6 +362,7 @@ The token is shown once. It is good for an hour unless told otherwise, at most f
 
 Examples:
   continuum token agent --site paris --machine web-01
+  continuum token operator --name ada --as recoverer        with it Ada runs: continuum login --token …
   continuum token master-target --site berlin --lifetime 86400")]
     Token(TokenArgs),
     /// Make a profile for a vault and its credentials
@@ -452,6 +509,15 @@ pub enum Noun {
     /// Consistency groups: machines that share recovery points
     #[value(name = "groups", alias = "group")]
     Groups,
+    /// Who is let in, as which role
+    #[value(name = "operators", alias = "operator")]
+    Operators,
+    /// Enrolment tokens; never their secrets
+    #[value(name = "tokens", alias = "token")]
+    Tokens,
+    /// Who did what: a name here looks for words in it
+    #[value(name = "audit")]
+    Audit,
 }
 
 impl Noun {
@@ -468,6 +534,9 @@ impl Noun {
             Self::Events => "event",
             Self::Plans => "plan",
             Self::Groups => "group",
+            Self::Operators => "operator",
+            Self::Tokens => "token",
+            Self::Audit => "audit line",
         }
     }
     /// Its name, for several.
@@ -483,6 +552,9 @@ impl Noun {
             Self::Events => "events",
             Self::Plans => "plans",
             Self::Groups => "groups",
+            Self::Operators => "operators",
+            Self::Tokens => "tokens",
+            Self::Audit => "audit lines",
         }
     }
 }
@@ -507,6 +579,15 @@ pub struct Get {
     /// Go on and tell every change as it happens
     #[arg(short, long)]
     pub watch: bool,
+    /// Policies, plans: the versions of one, who made them and when
+    #[arg(long)]
+    pub history: bool,
+    /// Policies, plans: what changed from each version to the next
+    #[arg(long, conflicts_with = "history")]
+    pub diff: bool,
+    /// Audit: all of it, oldest first, as `audit verify` takes it with -o json
+    #[arg(long, conflicts_with = "limit")]
+    pub all: bool,
 }
 
 /// `describe`
@@ -939,6 +1020,9 @@ pub struct Apply {
     /// Only check, and say what would change
     #[arg(long)]
     pub dry_run: bool,
+    /// Agreement.
+    #[command(flatten)]
+    pub consent: Consent,
     /// Following.
     #[command(flatten)]
     pub wait: Wait,
@@ -1015,6 +1099,97 @@ pub enum Deletable {
     Plan,
     /// A consistency group; the points that were shared stay with each machine
     Group,
+    /// A policy
+    Policy,
+}
+
+/// `set-policy`
+#[derive(Debug, Args)]
+pub struct SetPolicy {
+    /// Which machines, by name or id
+    #[arg(required = true, value_name = "MACHINE")]
+    pub machines: Vec<String>,
+    /// Under which policy they go
+    #[arg(long)]
+    pub policy: String,
+    /// Agreement.
+    #[command(flatten)]
+    pub consent: Consent,
+    /// Following.
+    #[command(flatten)]
+    pub wait: Wait,
+}
+
+/// `can-i`
+#[derive(Debug, Args)]
+pub struct CanI {
+    /// Which order, such as failover, unprotect, set-policy
+    pub order: String,
+    /// To which machine, or plan/NAME
+    pub machine: Option<String>,
+}
+
+/// `approve`
+#[derive(Debug, Args)]
+pub struct Approve {
+    /// Which job
+    pub job: String,
+    /// Refuse it instead
+    #[arg(long)]
+    pub refuse: bool,
+    /// Why
+    #[arg(long, requires = "refuse")]
+    pub reason: Option<String>,
+    /// The first eight letters of the digest that was looked at; needed with --yes
+    #[arg(long = "confirm", value_name = "DIGEST", help_heading = "Consent")]
+    pub digest: Option<String>,
+    /// Following.
+    #[command(flatten)]
+    pub wait: Wait,
+}
+
+/// `revoke`
+#[derive(Debug, Args)]
+pub struct Revoke {
+    /// What
+    #[arg(value_enum, value_name = "KIND")]
+    pub what: Revocable,
+    /// The operator's name, or the token's id
+    pub name: String,
+}
+
+/// What can be revoked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Revocable {
+    /// An operator
+    Operator,
+    /// A token that was not used yet
+    Token,
+}
+
+/// `audit`
+#[derive(Debug, Args)]
+pub struct Audit {
+    /// What
+    #[command(subcommand)]
+    pub act: AuditAct,
+}
+
+/// What is done with an audit log.
+#[derive(Debug, Subcommand)]
+pub enum AuditAct {
+    /// Whether an export is whole
+    Verify(AuditVerify),
+}
+
+/// `audit verify`
+#[derive(Debug, Args)]
+pub struct AuditVerify {
+    /// What `continuum get audit --all -o json` wrote
+    pub file: PathBuf,
+    /// A hash that was the last one at some time, kept elsewhere
+    #[arg(long, value_name = "HASH")]
+    pub head: Option<String>,
 }
 
 /// `proceed`
@@ -1084,6 +1259,12 @@ pub struct TokenArgs {
     /// Only a machine of this name may use it
     #[arg(long, default_value = "", hide_default_value = true, allow_hyphen_values = true)]
     pub machine: String,
+    /// Operator: what they are called
+    #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
+    pub name: String,
+    /// Operator: their role (reader, operator, recoverer, contributor, approver, owner, auditor)
+    #[arg(long = "as", value_name = "ROLE", default_value = "", hide_default_value = true)]
+    pub operator_role: String,
     /// How long it is good
     #[arg(long, value_name = "SECONDS", default_value_t = 3600, value_parser = clap::value_parser!(u32).range(1..=432_000))]
     pub lifetime: u32,

@@ -332,6 +332,7 @@ pub fn policy(p: &pb::Policy) -> Doc {
         ("bandwidth", Doc::List(p.bandwidth.iter().map(bandwidth_limit).collect())),
         ("resync_window", p.resync_window.as_ref().map_or(Doc::Null, hours)),
         ("machines", p.machines.into()),
+        ("version", p.version.into()),
         ("id", Doc::text(&p.id)),
     ])
 }

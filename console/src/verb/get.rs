@@ -30,6 +30,18 @@ pub async fn run(setting: &Setting, get: &Get) -> Result<(), Fault> {
             get.noun.plural()
         )));
     }
+    if get.history || get.diff {
+        return super::apply::versions(setting, get).await;
+    }
+    if get.all && get.noun != Noun::Audit {
+        return Err(usage(format!("--all is for the audit log, not for {}", get.noun.plural())));
+    }
+    if matches!(get.noun, Noun::Operators | Noun::Tokens | Noun::Audit) {
+        if get.watch {
+            return Err(usage(format!("{} cannot be watched", get.noun.plural())));
+        }
+        return super::access::get(setting, get).await;
+    }
     if get.watch {
         return watch(setting, get).await;
     }
@@ -45,9 +57,13 @@ pub async fn run(setting: &Setting, get: &Get) -> Result<(), Fault> {
     entities.retain(|entity| match entity {
         Entity::Plan(plan) => !plan.deleted,
         Entity::Group(group) => !group.deleted,
+        Entity::Policy(policy) => !policy.deleted,
         _ => true,
     });
     worst_first(&mut entities);
+    if let Some(written) = super::apply::exported(setting, get, &entities) {
+        return written;
+    }
     let now = SystemClock::default().wall();
     let docs = entities.iter().map(doc).collect();
     let blank = doc(&blank(get.noun));
@@ -67,7 +83,7 @@ pub fn unknown(noun: Noun, name: &str) -> Fault {
     .remedy(format!("see `continuum get {}`", noun.plural()))
 }
 
-fn usage(message: String) -> Fault {
+pub(super) fn usage(message: String) -> Fault {
     Fault::new(FaultClass::Usage, "usage", message)
         .spares("nothing was changed")
         .remedy("see `continuum get --help`")
@@ -85,14 +101,17 @@ pub const fn kind_of(noun: Noun) -> pb::Kind {
         Noun::Events => pb::Kind::Event,
         Noun::Plans => pb::Kind::Plan,
         Noun::Groups => pb::Kind::Group,
-        Noun::Points => pb::Kind::Unspecified,
+        // Asked for by calls of their own.
+        Noun::Points | Noun::Operators | Noun::Tokens | Noun::Audit => pb::Kind::Unspecified,
     }
 }
 
 fn blank(noun: Noun) -> Entity {
     match noun {
         Noun::Sites => Entity::Site(pb::Site::default()),
-        Noun::Machines | Noun::Points => Entity::Machine(pb::Machine::default()),
+        Noun::Machines | Noun::Points | Noun::Operators | Noun::Tokens | Noun::Audit => {
+            Entity::Machine(pb::Machine::default())
+        }
         Noun::Policies => Entity::Policy(pb::Policy::default()),
         Noun::Jobs => Entity::Job(pb::Job::default()),
         Noun::Alerts => Entity::Alert(pb::Alert::default()),
@@ -267,6 +286,7 @@ pub fn head(noun: Noun, wide: bool) -> &'static [&'static str] {
         (Noun::Plans, _) => {
             &["NAME", ">GROUPS", ">MACHINES", ">OBJECTIVE", ">FORECAST", ">LAST DRILL", "PASSED", "NEEDS"]
         }
+        (Noun::Operators | Noun::Tokens | Noun::Audit, _) => &[],
         (Noun::Points, false) => &["TIME", ">AGE", "KIND", "NAME", "PROVEN", "ID"],
         (Noun::Points, true) => {
             &["TIME", ">AGE", "KIND", "NAME", "PINNED", "BOOTED", "PROBED", "DIGEST EQUAL", "ID"]

@@ -2,6 +2,7 @@
 //!
 //! - [`args`]: the command line and its help
 //! - [`get`], [`describe`]: what there is
+//! - [`apply`]: policies and plans as texts; [`access`]: who is let in, what was done, four eyes
 //! - [`order`], [`consent`], [`follow`], [`progress`]: what is to be done, agreed to, and watched
 //! - [`inspect`], [`export`], [`rescue`], [`archive`], [`hrl`]: stores and logs by hand, where no vault is alive
 //! - [`report`]: how drills and failovers went
@@ -12,6 +13,8 @@
 //! Invariants: the answer goes to standard output, everything else to standard error. Without a terminal
 //! there is no colour and no question. Nothing from outside reaches a terminal unescaped.
 
+pub mod access;
+pub mod apply;
 pub mod archive;
 pub mod args;
 pub mod branch;
@@ -131,6 +134,9 @@ fn run(setting: &Setting, verb: Option<Verb>) -> Result<(), Fault> {
         Some(Verb::Role(role)) => lab::role(&role),
         Some(Verb::Completions { shell }) => manual::completions(setting, shell),
         Some(Verb::Man) => manual::pages(setting),
+        Some(Verb::Audit(args::Audit { act: args::AuditAct::Verify(wanted) })) => {
+            access::verify(setting, &wanted)
+        }
         Some(Verb::Inspect(wanted)) => inspect::run(setting, &wanted),
         Some(Verb::Export(wanted)) => export::run(setting, &wanted),
         Some(Verb::Report(args::Report { verb: args::ReportVerb::Verify { files } })) => {
@@ -197,7 +203,14 @@ async fn ask(setting: &Setting, verb: Verb) -> Result<(), Fault> {
             let order = run_plan(&o.machine, "cleanup", "");
             order::give(setting, &o.machine, order, &o.wait, None).await
         }
-        Verb::Apply(apply) => order::apply(setting, &apply).await,
+        Verb::Apply(apply) => apply::run(setting, &apply).await,
+        Verb::SetPolicy(o) => apply::assign(setting, &o).await,
+        Verb::CanI(can) => access::can_i(setting, &can).await,
+        Verb::Approve(o) => access::approve(setting, &o).await,
+        Verb::Revoke(o) => access::revoke(setting, &o).await,
+        Verb::Delete(o) if o.what == args::Deletable::Policy => {
+            apply::delete_policy(setting, &o.name, &o.wait).await
+        }
         Verb::Delete(o) => {
             if o.what == args::Deletable::Group {
                 let order = Order::DeleteGroup(pb::DeleteGroup { group: o.name });
@@ -305,6 +318,7 @@ async fn ask(setting: &Setting, verb: Verb) -> Result<(), Fault> {
         // Handled before the runtime was made.
         Verb::Completions { .. }
         | Verb::Man
+        | Verb::Audit(_)
         | Verb::Inspect(_)
         | Verb::Branch(_)
         | Verb::Export(_)

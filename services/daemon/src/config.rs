@@ -48,12 +48,15 @@ pub struct Vault {
     database: Option<String>,
     /// How long a process server is away before machines that cannot reach it are moved to another one of its site.
     process_server_lost_seconds: Option<u64>,
+    /// Orders that a second person must agree to.
+    #[serde(default)]
+    four_eyes: Vec<String>,
 }
 
 impl Vault {
     /// As the vault takes it, but for its policy.
     fn config(&self) -> VaultConfig {
-        vault_config(
+        let config = vault_config(
             self.dir.clone(),
             self.name.clone(),
             ENVIRONMENT.into(),
@@ -61,7 +64,8 @@ impl Vault {
             self.advertise.clone().zip(self.advertise_enrolment.clone()),
             self.sites.iter().map(Site::parts).collect(),
             self.database.clone(),
-        )
+        );
+        VaultConfig { four_eyes: self.four_eyes.clone(), ..config }
     }
 }
 
@@ -463,6 +467,7 @@ fn roles(config: Config) -> Result<Vec<(&'static str, Role)>, Fault> {
                 policy: vault.policy,
                 database: vault.database,
                 process_server_lost_seconds: vault.process_server_lost_seconds,
+                four_eyes: vault.four_eyes,
             },
         ));
     }

@@ -55,6 +55,9 @@ pub enum Role {
         /// `postgres://…` instead of the embedded database.
         #[serde(default)]
         database: Option<String>,
+        /// Orders that a second person must agree to.
+        #[serde(default)]
+        four_eyes: Vec<String>,
         /// Where to say where it listens.
         #[serde(default)]
         publish: Option<PathBuf>,
@@ -377,12 +380,13 @@ pub async fn run(role: Role, stop: CancellationToken) -> Result<(), Fault> {
             sites,
             policy,
             database,
+            four_eyes,
             publish,
             process_server_lost_seconds,
         } => {
             let config =
                 vault_config(dir, name, environment, (listen, listen_enrolment), advertise, sites, database);
-            let mut config = VaultConfig { policies: vec![("default".into(), policy)], ..config };
+            let mut config = VaultConfig { policies: vec![("default".into(), policy)], four_eyes, ..config };
             if let Some(seconds) = process_server_lost_seconds {
                 config.thresholds.relay_lost = Duration::from_secs(seconds);
             }

@@ -35,6 +35,8 @@ pub struct VaultConfig {
     pub patience: Duration,
     /// How often servers report.
     pub report_every: Duration,
+    /// Orders that a second person must agree to; none: whoever may give one gives it alone.
+    pub four_eyes: Vec<String>,
 }
 
 /// A site that the configuration names.
@@ -102,6 +104,7 @@ impl VaultConfig {
             thresholds: Thresholds::default(),
             patience: Duration::from_secs(20),
             report_every: Duration::from_millis(500),
+            four_eyes: Vec::new(),
         }
     }
 
@@ -136,6 +139,14 @@ impl VaultConfig {
                 problems.push(format!("policies: number {} needs a name of its own", at + 1));
             }
             problems.extend(policy.problems().iter().map(|problem| format!("policy {name}: {problem}")));
+        }
+        let kinds = crate::operator::orders::approval::KINDS;
+        for kind in self.four_eyes.iter().filter(|kind| !kinds.contains(&kind.as_str())) {
+            let kind = continuum_model::untrusted::shown(kind);
+            problems.push(format!(
+                "four_eyes: {kind} cannot wait for a second person; there are {}",
+                kinds.join(", ")
+            ));
         }
         if let Some(database) = &self.database
             && !database.starts_with("postgres://")

@@ -17,10 +17,12 @@ use crate::groups::{GroupEntry, GroupLive};
 use crate::hub::Hub;
 use crate::project;
 use crate::store::groups::POINTS_MAX;
+use crate::store::inventory::MachineRow;
 use crate::store::news::{EventRow, News};
 use crate::store::{Store, StoreError, Tx};
 use crate::world::World;
 use continuum_model::id::{JobId, MachineId, ServerId, VaultId};
+use continuum_model::job::JobState;
 use continuum_model::time::Timestamp;
 use continuum_proto::v1 as pb;
 use continuum_wire::peers::Peers;
@@ -44,6 +46,8 @@ pub(crate) struct About {
     /// Drawn at each start.
     pub(crate) run: String,
     pub(crate) started: Timestamp,
+    /// Orders that a second person must agree to.
+    pub(crate) four_eyes: Vec<String>,
 }
 
 /// Whom the vault speaks with.
@@ -197,6 +201,7 @@ impl Core {
         let now = self.world.now();
         let mut touched = BTreeSet::new();
         let (mut plans, mut groups) = (false, false);
+        let mut policies = BTreeSet::new();
         let mut entities = Vec::new();
         let mut guard = self.estate();
         let estate = &mut *guard;
@@ -210,6 +215,11 @@ impl Core {
                     entities.push(Any::Policy(project::policy(&row, estate)));
                     estate.policies.insert(row.id, row);
                     touched.extend(estate.machines.keys().copied());
+                }
+                News::PolicyGone(row) => {
+                    let gone = pb::Policy { deleted: true, ..project::policy(&row, estate) };
+                    entities.push(Any::Policy(gone));
+                    estate.policies.remove(&row.id);
                 }
                 News::Server(row) => {
                     let id = row.id;
@@ -232,6 +242,13 @@ impl Core {
                 }
                 News::Machine(row) => {
                     let id = row.id;
+                    let policy_of =
+                        |row: &MachineRow| row.protection.as_ref().map(|protection| protection.policy);
+                    let before = estate.machines.get(&id).and_then(|entry| policy_of(&entry.row));
+                    // How many are under them is told with the policies.
+                    if before != policy_of(&row) {
+                        policies.extend(before.into_iter().chain(policy_of(&row)));
+                    }
                     match estate.machines.get_mut(&id) {
                         Some(entry) => entry.row = *row,
                         None => {
@@ -246,7 +263,7 @@ impl Core {
                     let id = row.id;
                     if let Some(machine) = row.machine {
                         let open = estate.under_way.entry(machine).or_default();
-                        if row.state.is_over() {
+                        if row.state.is_over() || row.state == JobState::Waiting {
                             open.remove(&id);
                         } else {
                             open.insert(id);
@@ -308,6 +325,9 @@ impl Core {
                     estate.plans.insert(row.name.clone(), *row);
                 }
             }
+        }
+        for row in policies.iter().filter_map(|id| estate.policies.get(id)) {
+            entities.push(Any::Policy(project::policy(row, estate)));
         }
         for id in &touched {
             entities.extend(

@@ -43,6 +43,7 @@ pub(crate) async fn run(core: Arc<Core>, every: Duration) {
         if let Err(error) = core.heed_grants().await {
             tracing::error!("grants were not read: {error}");
         }
+        crate::operator::orders::approval::expire(&core).await;
         let (machines, servers) = measure(&core);
         let ended = {
             let now = core.world.now();

@@ -68,7 +68,7 @@ pub(crate) fn plan(row: &PlanRow, estate: &Estate) -> pb::Plan {
     let runs = |job: &&JobRow| job.params.plan.as_ref().is_some_and(|run| run.name == row.name);
     let run = estate.jobs.values().rev().map(|entry| &entry.row).find(runs);
     let mut orders = Vec::new();
-    if run.is_none_or(|run| run.state.is_over()) {
+    if run.is_none_or(|run| run.state.is_over() || run.state == JobState::Waiting) {
         if unknown.is_empty() {
             orders.extend(["test-failover", "failover"].map(str::to_owned));
             orders.extend(testing.then(|| "cleanup".to_owned()));
@@ -135,7 +135,11 @@ pub(crate) fn policy(row: &PolicyRow, estate: &Estate) -> pb::Policy {
         .values()
         .filter(|entry| entry.row.protection.as_ref().is_some_and(|protection| protection.policy == row.id))
         .count();
-    pb::Policy { machines: machines as u32, ..policy_message(row.id, &row.name, &row.policy) }
+    pb::Policy {
+        machines: machines as u32,
+        version: row.version,
+        ..policy_message(row.id, &row.name, &row.policy)
+    }
 }
 
 pub(crate) fn policy_message(id: PolicyId, name: &str, policy: &Policy) -> pb::Policy {
@@ -516,7 +520,8 @@ pub(crate) fn job(entry: &JobEntry, estate: &Estate) -> pb::Job {
         detail: row.detail.clone(),
         fault: row.fault.as_ref().map(fault),
         machines: if told { machines } else { Vec::new() },
-        may_cancel: row.state.may_cancel() && !row.cancel && kind.is_some_and(JobKind::may_cancel),
+        may_cancel: row.state == JobState::Waiting
+            || row.state.may_cancel() && !row.cancel && kind.is_some_and(JobKind::may_cancel),
         may_retry: row.state.may_retry() && kind.is_some_and(JobKind::may_retry),
         rto_objective_seconds: row
             .params
@@ -525,12 +530,19 @@ pub(crate) fn job(entry: &JobEntry, estate: &Estate) -> pb::Job {
             .and_then(|run| run.rto_seconds)
             .map(|seconds| seconds as f64),
         forecast_seconds: forecast(row, estate),
-        waiting_for: entry
-            .progress
-            .as_ref()
-            .filter(|progress| progress.waiting)
-            .map(|progress| progress.detail.clone())
-            .unwrap_or_default(),
+        waiting_for: if row.state == JobState::Waiting {
+            "approval".to_owned()
+        } else {
+            let progress = entry.progress.as_ref().filter(|progress| progress.waiting);
+            progress.map(|progress| progress.detail.clone()).unwrap_or_default()
+        },
+        approval: row.params.approval.as_ref().map(|approval| pb::Approval {
+            digest: approval.digest.clone(),
+            about: approval.about.clone(),
+            expires_us: approval.expires.micros(),
+            by: approval.by.clone(),
+            refused: approval.refused,
+        }),
         verified: facts
             .verified
             .iter()

@@ -16,6 +16,8 @@ pub fn to_message(policy: &Policy) -> pb::Policy {
         id: String::new(),
         name: String::new(),
         machines: 0,
+        version: 0,
+        deleted: false,
         retention_seconds: policy.retention_seconds,
         steps: policy.steps.iter().map(step).collect(),
         history_bytes_max: policy.history_bytes_max.map(|bytes| bytes.0),

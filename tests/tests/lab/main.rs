@@ -15,6 +15,7 @@ mod network;
 mod partition;
 mod planned;
 mod plans;
+mod policies;
 mod prove;
 mod relays;
 mod resync;

@@ -86,6 +86,12 @@ pub struct Estate {
     pub policies: Shelf<pb::Policy>,
     /// Recovery plans, by name.
     pub plans: Shelf<pb::Plan>,
+    /// Who is let in, as it was told last.
+    pub access: pb::AccessReply,
+    /// The audit log as far as it was asked for, newest first.
+    pub audit: Vec<pb::AuditLine>,
+    /// The keys of those lines.
+    pub audit_keys: Vec<String>,
     /// Jobs, running and past.
     pub jobs: Shelf<pb::Job>,
     /// Alerts, open and cleared.
@@ -178,6 +184,11 @@ impl Estate {
                 }
                 harmless_machine(&mut machine);
                 self.machines.put(&machine.id.clone(), machine)
+            }
+            Entity::Policy(policy) if policy.deleted => {
+                let known = self.policies.remove(&policy.id, |policy| &policy.id);
+                self.shape += u64::from(known);
+                false
             }
             Entity::Policy(mut policy) => {
                 harmless([&mut policy.name]);
@@ -288,6 +299,44 @@ impl Estate {
             (alert.acknowledged, alert.severity != "critical", std::cmp::Reverse(alert.opened_us))
         });
         open
+    }
+
+    /// Takes what is told of who is let in.
+    pub fn know_access(&mut self, mut reply: pb::AccessReply) {
+        for operator in &mut reply.operators {
+            harmless([&mut operator.name, &mut operator.role]);
+        }
+        for token in &mut reply.tokens {
+            harmless([&mut token.id, &mut token.role, &mut token.site, &mut token.name]);
+            harmless([&mut token.operator_role, &mut token.made_by]);
+        }
+        self.access = reply;
+        self.shape += 1;
+        self.revision += 1;
+    }
+
+    /// Takes a page of the audit log; one that begins with newer lines replaces what was there.
+    pub fn know_audit(&mut self, reply: pb::AuditReply) {
+        let oldest = self.audit.last().map_or(u64::MAX, |line| line.seq);
+        if reply.lines.first().is_some_and(|line| line.seq >= oldest) {
+            self.audit.clear();
+        }
+        for mut line in reply.lines {
+            harmless([&mut line.actor, &mut line.act, &mut line.object, &mut line.outcome]);
+            harmless([&mut line.detail]);
+            self.audit.push(line);
+        }
+        self.audit_keys = self.audit.iter().map(|line| line.seq.to_string()).collect();
+        self.shape += 1;
+        self.revision += 1;
+    }
+
+    /// Machines under the policy of this name.
+    pub fn machines_under(&self, policy: &str) -> Vec<&pb::Machine> {
+        let mut under: Vec<&pb::Machine> =
+            self.machines.iter().filter(|machine| machine.protected && machine.policy == policy).collect();
+        under.sort_by(|a, b| a.name.cmp(&b.name));
+        under
     }
 
     /// Jobs that are not over, newest first.

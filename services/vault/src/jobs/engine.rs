@@ -32,8 +32,14 @@ const STORE_RETRY: Duration = Duration::from_secs(2);
 
 /// Continues every job that is not over. At the start, once.
 pub(crate) fn resume_all(core: &Arc<Core>) {
-    let open: Vec<JobId> =
-        core.estate().jobs.values().filter(|job| !job.row.state.is_over()).map(|job| job.row.id).collect();
+    let open: Vec<JobId> = core
+        .estate()
+        .jobs
+        .values()
+        // One that waits for somebody's agreement has not begun.
+        .filter(|job| !job.row.state.is_over() && job.row.state != JobState::Waiting)
+        .map(|job| job.row.id)
+        .collect();
     for id in open {
         begin(core, id);
     }
@@ -69,14 +75,16 @@ pub(crate) async fn drive(core: &Arc<Core>, id: JobId) -> Result<(), StoreError>
             JobState::Succeeded | JobState::Warnings | JobState::Failed | JobState::Cancelled => {
                 return Ok(());
             }
+            // Nobody agreed yet: it has not begun.
+            JobState::Waiting => return Ok(()),
             JobState::Undoing => undo_one(core, job, kind).await?,
             // After the last step a cancel comes too late: what was done stands, in the rows, too.
-            JobState::Queued | JobState::Running | JobState::Waiting
+            JobState::Queued | JobState::Running
                 if job.cancel && next_step(&job).is_some() && !kind.is_home(&job) =>
             {
                 turn_back(core, job.id, None).await?;
             }
-            JobState::Queued | JobState::Running | JobState::Waiting => do_one(core, job, kind).await?,
+            JobState::Queued | JobState::Running => do_one(core, job, kind).await?,
         }
     }
     Ok(())

@@ -35,7 +35,7 @@ use crate::store::inventory::{BroughtUp, MachineRow, PointRow, Protection};
 use crate::store::jobs::{Facts, JobRow, Params};
 use crate::world::World;
 use continuum_model::fault::{Fault, FaultClass};
-use continuum_model::id::{PointId, ServerId, ViewId};
+use continuum_model::id::{PointId, PolicyId, ServerId, ViewId};
 use continuum_model::protection::{Event, FailoverKind, ProtectionState, TestState};
 use continuum_model::time::Timestamp;
 use continuum_model::untrusted::shown;
@@ -78,6 +78,8 @@ named!(
         Move = "move",
         Acknowledge = "acknowledge",
         SetPolicy = "set-policy",
+        AssignPolicy = "assign-policy",
+        DeletePolicy = "delete-policy",
         PlanDrill = "plan-test-failover",
         PlanCleanup = "plan-cleanup",
         PlanFailover = "plan-failover",
@@ -156,6 +158,8 @@ named!(
 pub(crate) enum Write {
     /// A new protection.
     Protect(Box<Protection>),
+    /// It goes on under another policy.
+    Policy(PolicyId),
     /// A move of the protection.
     Move(Event),
     /// The same, where the table allows it now; nothing otherwise.
@@ -189,7 +193,7 @@ pub(crate) enum Write {
 
 impl JobKind {
     /// All of them.
-    pub(crate) const ALL: [Self; 30] = [
+    pub(crate) const ALL: [Self; 32] = [
         Self::Protect,
         Self::TestFailover,
         Self::Cleanup,
@@ -210,6 +214,8 @@ impl JobKind {
         Self::Move,
         Self::Acknowledge,
         Self::SetPolicy,
+        Self::AssignPolicy,
+        Self::DeletePolicy,
         Self::Unprotect,
         Self::PlanDrill,
         Self::PlanCleanup,
@@ -344,13 +350,8 @@ impl JobKind {
             Self::Resync => &[S::CompareAll, S::Resync],
             // A run's are its plan's.
             Self::PlanDrill | Self::PlanCleanup | Self::PlanFailover => &[],
-            Self::Pause
-            | Self::Resume
-            | Self::RetryNow
-            | Self::Move
-            | Self::Acknowledge
-            | Self::SetPolicy
-            | Self::Migrate => &[],
+            Self::Pause | Self::Resume | Self::RetryNow | Self::Move | Self::Acknowledge | Self::Migrate => &[],
+            Self::SetPolicy | Self::AssignPolicy | Self::DeletePolicy => &[],
             Self::ApplyPlan | Self::CheckPlan | Self::DeletePlan => &[],
             Self::SetGroup | Self::DeleteGroup => &[],
             Self::GroupBookmark => &[S::GroupBarrier, S::GroupListed],
@@ -499,13 +500,15 @@ pub(crate) fn begin(
             if back { vec![Write::Move(Event::FailBack { kind })] } else { Vec::new() }
         }
         JobKind::Migrate => vec![Write::Move(Event::Migrate)],
+        JobKind::AssignPolicy => params.policy.map(Write::Policy).into_iter().collect(),
         JobKind::Commit
         | JobKind::Reprotect
         | JobKind::RetryNow
         | JobKind::Resync
         | JobKind::Move
         | JobKind::Acknowledge
-        | JobKind::SetPolicy => Vec::new(),
+        | JobKind::SetPolicy
+        | JobKind::DeletePolicy => Vec::new(),
         // Those change no row of a machine.
         JobKind::PlanDrill
         | JobKind::PlanCleanup
@@ -531,7 +534,7 @@ pub(crate) fn possible(kind: JobKind, row: &MachineRow) -> Result<(), Fault> {
     };
     let Some(protection) = &row.protection else {
         return match kind {
-            JobKind::Protect | JobKind::Acknowledge | JobKind::SetPolicy => Ok(()),
+            JobKind::Protect | JobKind::Acknowledge | JobKind::SetPolicy | JobKind::DeletePolicy => Ok(()),
             _ => refuse(
                 "machine.unprotected",
                 format!("{name} is not protected"),
@@ -643,7 +646,17 @@ pub(crate) fn possible(kind: JobKind, row: &MachineRow) -> Result<(), Fault> {
                 "wait until it replicates".into(),
             ),
         },
-        JobKind::RetryNow | JobKind::Pin | JobKind::Acknowledge | JobKind::SetPolicy => Ok(()),
+        JobKind::AssignPolicy if protection.state == ProtectionState::Disabling => refuse(
+            "protection.disabling",
+            format!("{name} is being unprotected"),
+            "protect it again with the other policy".into(),
+        ),
+        JobKind::RetryNow
+        | JobKind::Pin
+        | JobKind::Acknowledge
+        | JobKind::SetPolicy
+        | JobKind::AssignPolicy
+        | JobKind::DeletePolicy => Ok(()),
         JobKind::PlanDrill
         | JobKind::PlanCleanup
         | JobKind::PlanFailover
@@ -696,7 +709,9 @@ pub(crate) fn leaves(kind: JobKind, job: &JobRow, reason: &str, clean: bool) -> 
         | JobKind::RetryNow
         | JobKind::Move
         | JobKind::Acknowledge
-        | JobKind::SetPolicy => Vec::new(),
+        | JobKind::SetPolicy
+        | JobKind::AssignPolicy
+        | JobKind::DeletePolicy => Vec::new(),
         // What its machines' jobs leave is theirs.
         JobKind::PlanDrill
         | JobKind::PlanCleanup
@@ -734,9 +749,9 @@ pub(crate) fn orders(entry: &MachineEntry, estate: &Estate) -> Vec<&'static str>
     let hooked = hooked.then_some(APP_BOOKMARK);
     JobKind::ALL
         .into_iter()
-        // Those are about an alert and about a point, not about the machine.
+        // Those are about an alert, a point, a policy, and not about the machine.
         .filter(|kind| {
-            !matches!(kind, JobKind::Acknowledge | JobKind::Pin)
+            !matches!(kind, JobKind::Acknowledge | JobKind::Pin | JobKind::SetPolicy | JobKind::DeletePolicy)
                 && !kind.is_about_plans()
                 && !kind.is_about_groups()
         })

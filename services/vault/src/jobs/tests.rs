@@ -241,6 +241,7 @@ async fn process(dir: &Path, servers: &Arc<Servers>, life: &Arc<Process>) -> Arc
         environment: "test".into(),
         run: "run".into(),
         started: world.now(),
+        four_eyes: Vec::new(),
     };
     let sessions = Arc::new(Sessions::new(Duration::from_secs(5)));
     let stop = CancellationToken::new();
@@ -337,7 +338,9 @@ async fn estate(dir: &Path) {
     for (id, name, recovery) in [(east, "east", false), (west, "west", true)] {
         tx.add_site(SiteRow { id, name: name.into(), fabric: "lab".into(), recovery }).await.unwrap();
     }
-    tx.save_policy(PolicyRow { id: policy, name: "gold".into(), policy: Policy::default() }).await.unwrap();
+    tx.save_policy(PolicyRow { id: policy, name: "gold".into(), policy: Policy::default(), version: 1 })
+        .await
+        .unwrap();
     for (id, role, site) in [
         (process_server, "process-server", east),
         (master_target, "master-target", west),

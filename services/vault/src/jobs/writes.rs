@@ -83,6 +83,7 @@ pub(crate) async fn make(
                     protection.step(event, core, false)?;
                 }
             }
+            Write::Policy(policy) => protect(&mut row)?.policy = policy,
             Write::Fenced(fenced) => protect(&mut row)?.fenced = fenced,
             Write::Test(state) => protect(&mut row)?.test = state,
             Write::TestRun(run) => protect(&mut row)?.test_run = run.map(|run| *run),

@@ -1,11 +1,12 @@
 //! What would happen, to what, what would be lost, what is not ready. Changes nothing.
 
-use super::orders::{must_be_typed, no_machine, no_plan, usage};
+use super::orders::{must_be_typed, no_machine, no_plan, policies, usage};
 use crate::core::Core;
 use crate::estate::{Estate, MachineEntry, agent_of};
 use crate::jobs::plan::{self, JobKind, quoted};
 use crate::jobs::steps::note_of_gap;
 use crate::project;
+use continuum_document::policy::Change;
 use crate::relays;
 use continuum_model::fault::{Fault, FaultClass};
 use continuum_model::id::{MachineId, ServerId};
@@ -139,6 +140,12 @@ pub(crate) async fn report(
     request: &pb::ReadinessRequest,
 ) -> Result<pb::ReadinessReply, Fault> {
     let name = if request.order.is_empty() { "test-failover" } else { &request.order };
+    match name {
+        "set-policy" => return of_policy(core, request),
+        "delete-policy" => return of_deletion(core, request),
+        "assign-policy" => return of_assignment(core, request),
+        _ => {}
+    }
     if let Some(plan) = crate::plans::named(&request.machine) {
         return of_plan(core, plan, name, &request.point).await;
     }
@@ -150,9 +157,7 @@ pub(crate) async fn report(
         name => name,
     })
     .filter(|kind| {
-        !matches!(kind, JobKind::Acknowledge | JobKind::SetPolicy)
-            && !kind.is_about_plans()
-            && !kind.is_about_groups()
+        !matches!(kind, JobKind::Acknowledge) && !kind.is_about_plans() && !kind.is_about_groups()
     })
     .ok_or_else(|| {
         usage("order.unknown", &format!("there is no order {}", shown(name)), "see `continuum help`")
@@ -257,6 +262,94 @@ pub(crate) async fn report(
         },
         machine_version: row.version,
     })
+}
+
+/// What a changed policy means, field by field.
+fn of_policy(core: &Arc<Core>, request: &pb::ReadinessRequest) -> Result<pb::ReadinessReply, Fault> {
+    let message = request
+        .policy
+        .as_ref()
+        .ok_or_else(|| usage("policy.empty", "the question holds no policy", "give its name and fields"))?;
+    let wanted = policies::wanted(&core.estate(), message)?;
+    let name = shown(&message.name);
+    let summary = match (&wanted.known, wanted.machines.len()) {
+        (None, _) => {
+            format!("policy {name} is made; machines go under it when they are protected or assigned")
+        }
+        (Some(_), _) if wanted.changes.is_empty() => format!("policy {name} stays as it is"),
+        (Some(_), 0) => format!("policy {name} is changed; no machine is under it"),
+        (Some(_), 1) => format!("policy {name} is changed, for {}", shown(&wanted.machines[0])),
+        (Some(_), machines) => format!("policy {name} is changed, for {machines} machines"),
+    };
+    let loses = wanted.loses();
+    Ok(pb::ReadinessReply {
+        ready: true,
+        summary,
+        checks: wanted.changes.iter().map(change_check).collect(),
+        confirm: if loses { message.name.clone() } else { String::new() },
+        destroys: loses,
+        command: "continuum apply -f FILE".into(),
+        machine_version: wanted.known.map_or(0, |known| known.version),
+        ..Default::default()
+    })
+}
+
+fn of_deletion(core: &Arc<Core>, request: &pb::ReadinessRequest) -> Result<pb::ReadinessReply, Fault> {
+    let named = request.policy.as_ref().map(|policy| policy.name.clone()).unwrap_or_default();
+    let estate = core.estate();
+    let known = policies::find(&estate, &named).ok_or_else(|| policies::no_policy(&named))?;
+    let state = policies::in_use(&estate, known);
+    Ok(pb::ReadinessReply {
+        ready: state.is_ok(),
+        summary: format!("policy {} is deleted; its versions are kept", shown(&known.name)),
+        checks: vec![match state {
+            Ok(()) => check("policy", "ok", "no machine is under it", ""),
+            Err(fault) => check("policy", "failed", &fault.message, &fault.remedy),
+        }],
+        command: format!("continuum delete policy {}", quoted(&known.name)),
+        machine_version: known.version,
+        ..Default::default()
+    })
+}
+
+fn of_assignment(core: &Arc<Core>, request: &pb::ReadinessRequest) -> Result<pb::ReadinessReply, Fault> {
+    let named = request.policy.as_ref().map(|policy| policy.name.clone()).unwrap_or_default();
+    let estate = core.estate();
+    let entry = estate.machine_named(&request.machine).ok_or_else(|| no_machine(&request.machine))?;
+    let row = &entry.row;
+    let (_, changes) = policies::assigned(&estate, row, &named)?;
+    let state = plan::possible(JobKind::AssignPolicy, row);
+    let mut checks: Vec<pb::Check> = changes.iter().map(change_check).collect();
+    if let Err(fault) = &state {
+        checks.insert(0, check("state", "failed", &fault.message, &fault.remedy));
+    }
+    let loses = changes.iter().any(|change| change.loses);
+    let summary = if changes.is_empty() {
+        format!("{} goes under policy {}, and nothing changes for it", shown(&row.name), shown(&named))
+    } else {
+        format!("{} goes under policy {}", shown(&row.name), shown(&named))
+    };
+    Ok(pb::ReadinessReply {
+        ready: state.is_ok(),
+        summary,
+        checks,
+        confirm: if loses { row.name.clone() } else { String::new() },
+        destroys: loses,
+        command: format!("continuum set-policy {} --policy {}", quoted(&row.name), quoted(&named)),
+        machine_version: row.version,
+        ..Default::default()
+    })
+}
+
+/// A change as a line of a report.
+fn change_check(change: &Change) -> pb::Check {
+    let means = if change.means.is_empty() { String::new() } else { format!(": {}", change.means) };
+    pb::Check {
+        name: continuum_document::policy::label(change.field).into(),
+        state: if change.loses { "warning" } else { "ok" }.into(),
+        detail: format!("{} → {}{means}", change.from, change.to),
+        remedy: String::new(),
+    }
 }
 
 /// The readiness report of a run of a plan: one line for each of its machines.
@@ -654,6 +747,8 @@ fn summary(kind: JobKind, name: &str, preview: Option<&pb::PreviewReply>) -> Str
         JobKind::RetryNow
         | JobKind::Acknowledge
         | JobKind::SetPolicy
+        | JobKind::AssignPolicy
+        | JobKind::DeletePolicy
         | JobKind::PlanDrill
         | JobKind::PlanCleanup
         | JobKind::PlanFailover

@@ -18,6 +18,7 @@ pub(crate) mod plans;
 pub(crate) mod reports;
 mod schema;
 pub(crate) mod spikes;
+pub(crate) mod versions;
 
 use continuum_model::fault::{Fault, FaultClass};
 use schema::Dialect;

@@ -11,6 +11,7 @@ use sqlx::any::AnyRow;
 pub(crate) enum News {
     Site(inventory::SiteRow),
     Policy(inventory::PolicyRow),
+    PolicyGone(inventory::PolicyRow),
     Plan(Box<plans::PlanRow>),
     Group(groups::GroupRow),
     GroupPoint(groups::GroupPointRow),

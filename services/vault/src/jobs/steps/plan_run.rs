@@ -131,7 +131,7 @@ impl Ctx<'_> {
         };
         // Whether the operator may run the plan was settled as the run was ordered.
         let by = Operator { name: self.job.by.clone(), role: OperatorRole::Owner };
-        orders::give(self.core, &by, request).await.map(|(job, _)| Some(job))
+        orders::give_of_run(self.core, &by, request).await.map(Some)
     }
 
     pub(super) async fn manual(&self) -> Result<Done, Fault> {

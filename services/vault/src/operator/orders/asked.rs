@@ -44,15 +44,19 @@ pub(super) fn kind_of(order: &Order, machine: &str) -> JobKind {
         Order::DeletePlan(_) => JobKind::DeletePlan,
         Order::SetGroup(_) => JobKind::SetGroup,
         Order::DeleteGroup(_) => JobKind::DeleteGroup,
+        Order::AssignPolicy(_) => JobKind::AssignPolicy,
+        Order::DeletePolicy(_) => JobKind::DeletePolicy,
         Order::RunPlan(order) => match order.kind.as_str() {
             "cleanup" => JobKind::PlanCleanup,
             "failover" => JobKind::PlanFailover,
             _ => JobKind::PlanDrill,
         },
         // Retrying, cancelling and going on make no job of their own.
-        Order::RetryNow(_) | Order::CancelJob(_) | Order::RetryJob(_) | Order::Proceed(_) => {
-            JobKind::RetryNow
-        }
+        Order::RetryNow(_)
+        | Order::CancelJob(_)
+        | Order::RetryJob(_)
+        | Order::Proceed(_)
+        | Order::Approve(_) => JobKind::RetryNow,
     }
 }
 
@@ -268,7 +272,11 @@ pub(super) fn asked(order: &Order, machine: &str, now: Timestamp) -> Result<Aske
                 _ => format!("drill of plan {} to {}", shown(&order.plan), params.point),
             }
         }
-        Order::CancelJob(_) | Order::RetryJob(_) | Order::Proceed(_) => String::new(),
+        Order::AssignPolicy(order) => format!("policy {}", shown(&limited(&order.policy, NAME_BYTES_MAX))),
+        Order::DeletePolicy(order) => {
+            format!("delete policy {}", shown(&limited(&order.policy, NAME_BYTES_MAX)))
+        }
+        Order::CancelJob(_) | Order::RetryJob(_) | Order::Proceed(_) | Order::Approve(_) => String::new(),
     };
     Ok(Asked { kind, params, detail })
 }
