@@ -13,19 +13,20 @@
 //! frames that were sent to it.
 
 use crate::compress::{Adaptive, Bottleneck, Effort, compress};
-use crate::order::{Order, Sent, Take};
+use crate::order::{Order, Take};
 use crate::server::{Assigned, Gauge, Presence};
-use crate::spool::{Pool, Spool};
+use crate::spool::{Place, Pool, Spool};
 use continuum_model::fault::{Fault, FaultClass};
 use continuum_model::feed::Envelope;
 use continuum_model::id::MachineId;
+use continuum_model::units::FrameNumber;
 use continuum_wire::channel::{self, Hello, Incoming, Message, Receiver, Sender, Welcome};
 use continuum_wire::identity::Role;
 use continuum_wire::tls::Credentials;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::{Mutex, Notify, Semaphore, mpsc};
 
@@ -67,7 +68,7 @@ pub(crate) async fn carry(
         spool: Arc::new(Spool::new(means.pool.clone())),
         means: means.clone(),
         more: Notify::new(),
-        sent: Sent::after(&welcome),
+        sent: AtomicU64::new(welcome.number.0),
         gauge: gauge.clone(),
         compression: assigned.compression,
     };
@@ -114,7 +115,8 @@ struct Lane {
     spool: Arc<Spool>,
     means: Means,
     more: Notify,
-    sent: Sent,
+    /// The last frame that was sent to the target.
+    sent: AtomicU64,
     gauge: Arc<Gauge>,
     compression: bool,
 }
@@ -166,7 +168,25 @@ impl Lane {
     /// Puts a frame on disk; gives it back when the disk does not take it.
     async fn write(&self, envelope: Box<Envelope>) -> Result<Result<(), Box<Envelope>>, Fault> {
         let (spool, dir, machine) = (self.spool.clone(), self.means.dir.clone(), self.machine);
-        let written = self.by_hand(move || spool.push_to_disk(&dir, machine, envelope)).await?;
+        let length = envelope.len() as u64;
+        let written = self
+            .by_hand(move || {
+                let stretch = match spool.reserve(&dir, machine, length) {
+                    Ok(stretch) => stretch,
+                    Err(error) => return Err((error, envelope)),
+                };
+                match stretch.write(&envelope) {
+                    Ok(()) => {
+                        spool.push_disk(stretch);
+                        Ok(())
+                    }
+                    Err(error) => {
+                        spool.free(&stretch);
+                        Err((error, envelope))
+                    }
+                }
+            })
+            .await?;
         if self.gauge.disk(written.as_ref().map_err(|(error, _)| error).copied()) {
             tracing::warn!(machine = %self.machine, takes_frames = written.is_ok(), "the spool's disk changed its mind");
         }
@@ -184,7 +204,14 @@ impl Lane {
             let (spool, starved) = (self.spool.clone(), out.capacity() == PACKED);
             let (envelope, payload) = self
                 .by_hand(move || {
-                    let envelope = spool.open(place)?;
+                    let envelope = match place {
+                        Place::Memory(envelope) => *envelope,
+                        Place::Disk(stretch) => {
+                            let read = stretch.read();
+                            spool.free(&stretch);
+                            read?
+                        }
+                    };
                     let payload = envelope.stored.len();
                     Ok((compress(envelope, effort), payload))
                 })
@@ -218,7 +245,8 @@ impl Lane {
                 }
             };
             let (number, length) = (envelope.head.identity.number, envelope.len() as u64);
-            self.sent.sending(number);
+            // Before it is sent: its acknowledgement may be back before `frame` returns.
+            self.sent.store(number.0, Ordering::Release);
             target.frame(&envelope).await?;
             self.gauge.forwarded.fetch_add(length, Ordering::Relaxed);
         }
@@ -232,7 +260,10 @@ impl Lane {
         while let Some(message) = from_target.next().await? {
             match message {
                 Message::Ack(ack) => {
-                    self.sent.check(ack.number).map_err(|fault| *fault)?;
+                    let sent = FrameNumber(self.sent.load(Ordering::Acquire));
+                    if ack.number > sent {
+                        return Err(beyond(ack.number, sent));
+                    }
                     if let Some(agent) = to_agent.lock().await.as_mut() {
                         agent.ack(ack).await?;
                     }
@@ -267,6 +298,17 @@ fn unexpected() -> Fault {
     )
     .affects("this stream, which was closed")
     .spares("all other streams, and what is stored")
+}
+
+fn beyond(acknowledged: FrameNumber, sent: FrameNumber) -> Fault {
+    Fault::new(
+        FaultClass::Failed,
+        "channel.protocol",
+        format!("the master target acknowledged frame {acknowledged}, but only {sent} were sent to it"),
+    )
+    .affects("this stream, which was closed; the acknowledgement was not passed on")
+    .spares("the source's knowledge of what changed")
+    .remedy("see whether something else writes to this replica, and update the older side")
 }
 
 fn spool_fault(error: &io::Error) -> Fault {

@@ -98,7 +98,7 @@ pub enum Place {
 }
 
 /// A stretch of the spool's file that holds, or will hold, one envelope. Counts until it is given back with
-/// [`Spool::free`] or [`Spool::open`].
+/// [`Spool::free`].
 #[derive(Debug)]
 pub struct Stretch {
     file: Arc<File>,
@@ -164,41 +164,6 @@ impl Spool {
     /// Puts a frame that was written to `stretch` at the end.
     pub fn push_disk(&self, stretch: Stretch) {
         self.inner().queue.push_back(Place::Disk(stretch));
-    }
-
-    /// Puts a frame at the end, on disk. Gives it back where the disk does not take it. Blocks.
-    pub fn push_to_disk(
-        &self,
-        dir: &Path,
-        machine: MachineId,
-        envelope: Box<Envelope>,
-    ) -> Result<(), (io::Error, Box<Envelope>)> {
-        let stretch = match self.reserve(dir, machine, envelope.len() as u64) {
-            Ok(stretch) => stretch,
-            Err(error) => return Err((error, envelope)),
-        };
-        match stretch.write(&envelope) {
-            Ok(()) => {
-                self.push_disk(stretch);
-                Ok(())
-            }
-            Err(error) => {
-                self.free(&stretch);
-                Err((error, envelope))
-            }
-        }
-    }
-
-    /// Opens what was taken from the front, verified, and gives its place back. Blocks where it is on disk.
-    pub fn open(&self, place: Place) -> io::Result<Envelope> {
-        match place {
-            Place::Memory(envelope) => Ok(*envelope),
-            Place::Disk(stretch) => {
-                let read = stretch.read();
-                self.free(&stretch);
-                read
-            }
-        }
     }
 
     /// Takes the frame at the front. One on disk counts until its stretch is given back.
@@ -313,12 +278,21 @@ mod tests {
 
     fn put(spool: &Spool, dir: &Path, envelope: Envelope) {
         if let Err(envelope) = spool.push_memory(Box::new(envelope)) {
-            spool.push_to_disk(dir, MachineId::from_bytes([1; 16]), envelope).unwrap();
+            let stretch = spool.reserve(dir, MachineId::from_bytes([1; 16]), envelope.len() as u64).unwrap();
+            stretch.write(&envelope).unwrap();
+            spool.push_disk(stretch);
         }
     }
 
     fn take(spool: &Spool) -> Option<io::Result<Envelope>> {
-        Some(spool.open(spool.pop()?))
+        Some(match spool.pop()? {
+            Place::Memory(envelope) => Ok(*envelope),
+            Place::Disk(stretch) => {
+                let read = stretch.read();
+                spool.free(&stretch);
+                read
+            }
+        })
     }
 
     #[test]

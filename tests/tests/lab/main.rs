@@ -8,7 +8,6 @@ mod headless;
 mod hostile;
 mod kvm;
 mod moments;
-mod network;
 mod partition;
 mod planned;
 mod plans;
