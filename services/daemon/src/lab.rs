@@ -361,6 +361,7 @@ impl Lab {
                 ..Policy::default()
             },
             database: None,
+            four_eyes: Vec::new(),
             process_server_lost_seconds: None,
             publish: Some(address_file.clone()),
         };
@@ -583,6 +584,7 @@ impl Lab {
                 site: site.into(),
                 machine: name.into(),
                 lifetime_seconds: 600,
+                ..Default::default()
             };
             let reply = self
                 .client()

@@ -239,6 +239,7 @@ impl Target {
                     sequence: sequence.0,
                     time_us: time.micros(),
                     consistent: true,
+                    ..Default::default()
                 }))
             }
             Act::ViewDigest(order) => {

@@ -272,6 +272,7 @@ impl ProtectionState {
             // What it wrote since the failover is known to its map, or found by comparison.
             (S::FailingBack { .. }, E::CameHome) => S::Resync {
                 reason: "the machine came home: what it brought back is sent to the replica".into(),
+                paused: false,
             },
             (S::Committed, E::Migrate) => S::Migrated,
 

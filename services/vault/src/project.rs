@@ -15,6 +15,7 @@ use crate::truth;
 use continuum_model::fault::Fault;
 use continuum_model::health::{Health, Mode, Symptom};
 use continuum_model::id::{MachineId, PolicyId};
+use continuum_model::job::JobState;
 use continuum_model::point::PointKind;
 use continuum_model::policy::Policy;
 use continuum_model::protection::{FailoverKind, ProtectionState, TestState};

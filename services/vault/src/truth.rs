@@ -261,7 +261,11 @@ impl<'a> Seen<'a> {
                 Some((Hop::Operator, shown(&agent.mode_reason)))
             }
             Some(Mode::Bitmap) => Some((Hop::Agent, shown(&agent.mode_reason))),
-            Some(Mode::CatchingUp) => None,
+            // Between two cycles nothing is on its way; one that is late says so.
+            Some(Mode::Interval) if !agent.mode_reason.is_empty() => {
+                Some((Hop::Agent, shown(&agent.mode_reason)))
+            }
+            Some(Mode::CatchingUp | Mode::Interval) => None,
             Some(Mode::Data) | None => Some(self.slowest(agent)),
         }
     }

@@ -539,6 +539,8 @@ pub fn help(state: &State) -> Vec<(String, String)> {
             Argument::Machine => " [MACHINE]",
             Argument::Job => " [JOB]",
             Argument::Alert => " [ALERT]",
+            Argument::Policy => " [POLICY]",
+            Argument::Order => " ORDER [MACHINE]",
             Argument::Theme => " NAME",
             Argument::Moment => " TIME",
             Argument::Format => " [csv|json]",

@@ -532,7 +532,7 @@ impl Feed {
         self.doubted_since = Some(reason.to_owned());
         match self.mode {
             Mode::Bitmap => self.reason = reason.to_owned(),
-            Mode::Data | Mode::CatchingUp => self.catch_up(reason, now),
+            Mode::Data | Mode::Interval | Mode::CatchingUp => self.catch_up(reason, now),
         }
     }
 

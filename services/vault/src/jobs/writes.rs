@@ -105,15 +105,18 @@ pub(crate) async fn make(
 
 impl Protection {
     fn step(&mut self, event: Event, core: &Core, must: bool) -> Result<(), Refused> {
+        // What a person ordered is not put off until a window.
+        let ordered = matches!(event, Event::CameHome | Event::CancelFailover);
         match self.state.clone().next(event) {
             Ok(state) => {
                 if state.name() != self.state.name() || state.is_paused() != self.state.is_paused() {
                     self.since = core.world.now();
                 }
                 self.state = state;
-                if !matches!(self.state, ProtectionState::Resync { .. }) {
-                    self.resync_now = false;
-                }
+                self.resync_now = match self.state {
+                    ProtectionState::Resync { .. } => self.resync_now || ordered,
+                    _ => false,
+                };
                 if matches!(self.state, ProtectionState::Protected { .. }) {
                     self.start_at = None;
                 }
@@ -164,7 +167,7 @@ fn told(core: &Core, before: &MachineRow, after: &MachineRow) -> Vec<(&'static s
     let (was, is) = (words(before), words(after));
     if was != is {
         let why = match after.protection.as_ref().map(|protection| &protection.state) {
-            Some(ProtectionState::Resync { reason }) => format!(": {reason}"),
+            Some(ProtectionState::Resync { reason, .. }) => format!(": {reason}"),
             _ => String::new(),
         };
         told.push(("state", format!("{was} → {is}{why}")));
