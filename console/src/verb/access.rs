@@ -220,8 +220,11 @@ pub fn verify(setting: &Setting, verify: &args::AuditVerify) -> Result<(), Fault
         .affects("the lines after the last one here")
         .remedy("compare with the copy from which the head was taken"));
     }
-    let doc =
-        Doc::Map(vec![("lines", (lines.len() as u64).into()), ("whole", true.into()), ("head", Doc::text(&head))]);
+    let doc = Doc::Map(vec![
+        ("lines", (lines.len() as u64).into()),
+        ("whole", true.into()),
+        ("head", Doc::text(&head)),
+    ]);
     setting.write(|out| {
         output::one(out, setting.style, doc, |out, _| {
             writeln!(out, "{} lines, each follows from the one before it.", lines.len())?;

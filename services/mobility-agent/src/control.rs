@@ -672,7 +672,8 @@ impl Handler for Agent {
                     home.shut();
                     source.release()
                 });
-                let released = released.await.map_err(|error| refused("source.release", error.to_string()))?;
+                let released =
+                    released.await.map_err(|error| refused("source.release", error.to_string()))?;
                 released.map_err(|error| refused("source.release", error.to_string()))?;
                 Ok(command_result::Result::Done(pb::Done { detail: "the machine may write again".into() }))
             }

@@ -213,6 +213,14 @@ fn possible(state: &State, entry: &Entry, subjects: &[Subject]) -> Result<(), St
     }
     match entry.action {
         Action::CancelJob => return job_allows(state, subjects, |job| job.may_cancel, "cancelled"),
+        Action::Proceed
+            if subjects
+                .first()
+                .and_then(|s| state.estate.jobs.get(&s.object))
+                .is_some_and(|job| job.waiting_for == "approval") =>
+        {
+            return Err("it waits for a second person's agreement".into());
+        }
         Action::Proceed => {
             return job_allows(state, subjects, |job| !job.waiting_for.is_empty(), "told to go on");
         }
@@ -230,14 +238,6 @@ fn possible(state: &State, entry: &Entry, subjects: &[Subject]) -> Result<(), St
                 Some(_) => Ok(()),
                 None => Err("that job is gone".into()),
             };
-        }
-        Action::Proceed
-            if subjects
-                .first()
-                .and_then(|s| state.estate.jobs.get(&s.object))
-                .is_some_and(|job| job.waiting_for == "approval") =>
-        {
-            return Err("it waits for a second person's agreement".into());
         }
         Action::RetryJob => return job_allows(state, subjects, |job| job.may_retry, "run again"),
         Action::Acknowledge => {
@@ -378,13 +378,13 @@ fn ask(state: &mut State, mut dialog: Dialog, order: &str, policy: Option<&pb::P
                 subject.policy().map(|_| pb::Policy { name: subject.name.clone(), ..Default::default() });
             effects.push(Effect::Readiness(
                 tag,
-                pb::ReadinessRequest {
+                Box::new(pb::ReadinessRequest {
                     machine: if subject.policy().is_some() { String::new() } else { subject.machine.clone() },
                     order: order.into(),
                     point: dialog.point.clone(),
                     policy: policy.cloned().or(of_policy),
                     ..Default::default()
-                },
+                }),
             ));
         }
     }

@@ -350,7 +350,9 @@ impl JobKind {
             Self::Resync => &[S::CompareAll, S::Resync],
             // A run's are its plan's.
             Self::PlanDrill | Self::PlanCleanup | Self::PlanFailover => &[],
-            Self::Pause | Self::Resume | Self::RetryNow | Self::Move | Self::Acknowledge | Self::Migrate => &[],
+            Self::Pause | Self::Resume | Self::RetryNow | Self::Move | Self::Acknowledge | Self::Migrate => {
+                &[]
+            }
             Self::SetPolicy | Self::AssignPolicy | Self::DeletePolicy => &[],
             Self::ApplyPlan | Self::CheckPlan | Self::DeletePlan => &[],
             Self::SetGroup | Self::DeleteGroup => &[],

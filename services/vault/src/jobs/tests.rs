@@ -151,6 +151,7 @@ impl Servers {
                     sequence: 7,
                     time_us: 1,
                     consistent: true,
+                    ..Default::default()
                 })
             }
             Act::StopSource(order) if order.release => {

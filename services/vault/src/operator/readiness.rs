@@ -6,8 +6,8 @@ use crate::estate::{Estate, MachineEntry, agent_of};
 use crate::jobs::plan::{self, JobKind, quoted};
 use crate::jobs::steps::note_of_gap;
 use crate::project;
-use continuum_document::policy::Change;
 use crate::relays;
+use continuum_document::policy::Change;
 use continuum_model::fault::{Fault, FaultClass};
 use continuum_model::id::{MachineId, ServerId};
 use continuum_model::time::Timestamp;
@@ -156,9 +156,7 @@ pub(crate) async fn report(
         plan::UNPLANNED_FAILBACK => JobKind::Failback.name(),
         name => name,
     })
-    .filter(|kind| {
-        !matches!(kind, JobKind::Acknowledge) && !kind.is_about_plans() && !kind.is_about_groups()
-    })
+    .filter(|kind| !matches!(kind, JobKind::Acknowledge) && !kind.is_about_plans() && !kind.is_about_groups())
     .ok_or_else(|| {
         usage("order.unknown", &format!("there is no order {}", shown(name)), "see `continuum help`")
     })?;
