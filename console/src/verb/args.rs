@@ -195,7 +195,8 @@ Examples:
 A plan brings groups of machines up one after another:
 
   name: shop
-  rto_seconds: 600            # an objective; a drill is measured against it
+  rto_seconds: 600            # objectives; a run is measured against them
+  rpo_seconds: 60
   groups:
     - name: databases
       machines: [db-01]
@@ -215,6 +216,18 @@ Examples:
     /// Tell a run of a plan that what it waits for was done by hand
     #[command(after_help = "Examples:\n  continuum get jobs\n  continuum proceed JOB")]
     Proceed(Proceed),
+    /// Tell how a drill or failover went, for people, programs and auditors
+    #[command(after_help = "\
+Every drill and failover leaves a report as it ends: times against objectives, moments, what would have been given up,
+probes, problems, each step beside what earlier runs took. Reports are numbered, each names the SHA-256 of the one
+before it, and each digest stands in the vault's audit log: one that was changed or left out shows.
+
+Examples:
+  continuum report list
+  continuum report show plan/shop                      the newest one of a plan, a machine or a run
+  continuum report show plan/shop --to shop.html       one page that needs nothing else; also .json, .txt
+  continuum report verify shop-1.json shop-2.json      asks no vault")]
+    Report(Report),
     /// Mark an alert as seen
     #[command(after_help = "Examples:\n  continuum acknowledge ALERT")]
     Acknowledge(Acknowledge),
@@ -510,6 +523,43 @@ pub struct Resync {
     /// Following.
     #[command(flatten)]
     pub wait: Wait,
+}
+
+/// `report`
+#[derive(Debug, Args)]
+pub struct Report {
+    /// What about reports.
+    #[command(subcommand)]
+    pub verb: ReportVerb,
+}
+
+/// What about reports.
+#[derive(Debug, Subcommand)]
+pub enum ReportVerb {
+    /// List reports, newest first
+    List {
+        /// At most so many
+        #[arg(long, value_name = "COUNT", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+        most: u32,
+    },
+    /// Show a report, or write it into a file
+    Show {
+        /// A run's job, a machine's name, or plan/NAME: the newest report of it
+        #[arg(value_name = "RUN|MACHINE|plan/NAME")]
+        of: String,
+        /// Write it there; its ending says how: .html, .json or .txt
+        #[arg(long, value_name = "FILE")]
+        to: Option<PathBuf>,
+        /// Replace a file that is there
+        #[arg(long, requires = "to")]
+        force: bool,
+    },
+    /// Check that reports are what the vault wrote, without asking it
+    Verify {
+        /// Files that `report show --to FILE.json` wrote, in their order
+        #[arg(required = true, value_name = "FILE")]
+        files: Vec<PathBuf>,
+    },
 }
 
 /// `unprotect`

@@ -3,6 +3,7 @@
 //! - [`args`]: the command line and its help
 //! - [`get`], [`describe`]: what there is
 //! - [`order`], [`consent`], [`follow`], [`progress`]: what is to be done, agreed to, and watched
+//! - [`report`]: how drills and failovers went
 //! - [`inspect`], [`export`], [`rescue`], [`archive`]: stores by hand, where no vault is alive
 //! - [`doctor`], [`session`], [`manual`]: this machine, its profiles, its documentation
 //! - [`contract`], [`output`]: the shape of answers
@@ -27,6 +28,7 @@ pub mod manual;
 pub mod order;
 pub mod output;
 pub mod progress;
+pub mod report;
 pub mod rescue;
 pub mod session;
 pub mod vault;
@@ -129,6 +131,9 @@ fn run(setting: &Setting, verb: Option<Verb>) -> Result<(), Fault> {
         Some(Verb::Man) => manual::pages(setting),
         Some(Verb::Inspect(wanted)) => inspect::run(setting, &wanted),
         Some(Verb::Export(wanted)) => export::run(setting, &wanted),
+        Some(Verb::Report(args::Report { verb: args::ReportVerb::Verify { files } })) => {
+            report::verify(setting, &files)
+        }
         Some(Verb::Archive(wanted)) => archive::run(setting, &wanted),
         Some(Verb::Rescue(wanted)) => rescue::run(setting, &wanted),
         Some(Verb::Profiles(profiles)) => session::profiles(setting, &profiles),
@@ -156,6 +161,7 @@ fn run(setting: &Setting, verb: Option<Verb>) -> Result<(), Fault> {
 async fn ask(setting: &Setting, verb: Verb) -> Result<(), Fault> {
     match verb {
         Verb::Get(get) => get::run(setting, &get).await,
+        Verb::Report(wanted) => report::run(setting, &wanted).await,
         Verb::Describe(describe) => describe::run(setting, &describe).await,
         Verb::Readiness(readiness) => describe::readiness(setting, &readiness).await,
         Verb::Doctor => doctor::run(setting).await,
