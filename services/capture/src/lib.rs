@@ -7,6 +7,7 @@
 //! - [`feed`]: the state machine of a feed: records, frames, acknowledgements, modes. No threads
 //! - [`staging`], [`progress`]: what survives of a feed when its process dies
 //! - [`source`]: one machine with all its disks, as the agent drives it
+//! - [`interval`]: a source whose changes come in cycles, what its front end must hold to; `cycles`: who drives it
 //! - [`splitter`]: a guest's requests; [`background`]: the threads beside it; [`scan`]: digests while it runs
 //! - [`block_server`]: a source with its disks on NBD
 //! - [`freeze`]: file systems frozen for an instant, with a watchdog that thaws them
@@ -20,9 +21,11 @@ pub mod background;
 pub use continuum_model::bits;
 pub mod block_server;
 pub mod compare;
+mod cycles;
 pub mod disk;
 pub mod feed;
 pub mod freeze;
+pub mod interval;
 pub mod kept;
 mod kernel;
 pub mod map;
@@ -41,5 +44,7 @@ pub mod staging;
 pub use block_server::BlockServer;
 pub use compare::ReplicaSums;
 pub use disk::{FileDisk, SourceDisk};
+pub use feed::interval::Intervals;
 pub use feed::{AckAhead, Connected, ModeChange, Next, ReplicaState};
+pub use interval::ChangeTracker;
 pub use source::{Source, SourceConfig, SourceError, SourceStatus};

@@ -6,6 +6,7 @@ mod drill;
 mod guests;
 mod headless;
 mod hostile;
+mod kvm;
 mod moments;
 mod partition;
 mod planned;

@@ -161,7 +161,11 @@ fn told(before: &MachineRow, after: &MachineRow) -> Vec<(&'static str, String)> 
     };
     let (was, is) = (words(before), words(after));
     if was != is {
-        told.push(("state", format!("{was} → {is}")));
+        let why = match after.protection.as_ref().map(|protection| &protection.state) {
+            Some(ProtectionState::Resync { reason }) => format!(": {reason}"),
+            _ => String::new(),
+        };
+        told.push(("state", format!("{was} → {is}{why}")));
     }
     let test = |row: &MachineRow| row.protection.as_ref().map_or("none", |protection| protection.test.name());
     if test(before) != test(after) {
