@@ -262,7 +262,7 @@ impl<'a> Seen<'a> {
             }
             Some(Mode::Bitmap) => Some((Hop::Agent, shown(&agent.mode_reason))),
             Some(Mode::CatchingUp) => None,
-            Some(Mode::Data) | None => Some(self.slowest(agent)),
+            Some(Mode::Data | Mode::Interval) | None => Some(self.slowest(agent)),
         }
     }
 
@@ -471,7 +471,7 @@ pub(crate) fn estimate(entry: &MachineEntry, estate: &Estate) -> (Option<f64>, S
     let Some((agent, _)) = &entry.live.agent else { return (None, String::new()) };
     let Some(mode) = Mode::named(&agent.mode) else { return (None, String::new()) };
     if entry.row.protection.as_ref().is_none_or(|protection| !protection.state.replicates())
-        || mode == Mode::Data
+        || matches!(mode, Mode::Data | Mode::Interval)
     {
         return (None, String::new());
     }

@@ -157,7 +157,7 @@ impl Feed {
         }
         let (total, left) = (self.comparison.wanted_bytes, self.comparison.left_bytes());
         let phase = match self.mode {
-            Mode::Data => return None,
+            Mode::Data | Mode::Interval => return None,
             Mode::Bitmap => Phase::Waiting,
             Mode::CatchingUp if left > 0 => Phase::Comparing,
             Mode::CatchingUp => Phase::Sending,
