@@ -162,7 +162,7 @@ fn told(before: &MachineRow, after: &MachineRow) -> Vec<(&'static str, String)> 
     let (was, is) = (words(before), words(after));
     if was != is {
         let why = match after.protection.as_ref().map(|protection| &protection.state) {
-            Some(ProtectionState::Resync { reason }) => format!(": {reason}"),
+            Some(ProtectionState::Resync { reason, .. }) => format!(": {reason}"),
             _ => String::new(),
         };
         told.push(("state", format!("{was} → {is}{why}")));
