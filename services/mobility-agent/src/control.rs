@@ -303,6 +303,16 @@ impl Agent {
         });
     }
 
+    /// Steers twice a second: the feed may have come to doubt its replica, and the hours pass.
+    async fn keep_steering(&self, stop: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(Duration::from_millis(500)) => self.steer(),
+            }
+        }
+    }
+
     /// Cuts crash-consistent points as often as the policy asks, whenever the feed is whole.
     async fn cut_points(&self, stop: CancellationToken) {
         if self.source.is_interval() {
@@ -316,8 +326,6 @@ impl Agent {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(Duration::from_millis(500)) => {}
             }
-            // The feed may have come to doubt its replica, and the hours pass.
-            self.steer();
             let every = self.assigned_now().policy.map_or(0, |policy| policy.crash_point_seconds);
             let due = last.is_none_or(|last| last.elapsed() >= Duration::from_secs(every));
             if every == 0 || !due || self.source.status().mode != Mode::Data {

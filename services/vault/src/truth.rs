@@ -475,7 +475,7 @@ pub(crate) fn estimate(entry: &MachineEntry, estate: &Estate) -> (Option<f64>, S
     let Some((agent, _)) = &entry.live.agent else { return (None, String::new()) };
     let Some(mode) = Mode::named(&agent.mode) else { return (None, String::new()) };
     if entry.row.protection.as_ref().is_none_or(|protection| !protection.state.replicates())
-        || mode == Mode::Data
+        || matches!(mode, Mode::Data | Mode::Interval)
     {
         return (None, String::new());
     }
@@ -527,13 +527,17 @@ pub(crate) fn measure(estate: &mut Estate, now: Timestamp) -> Vec<SpikeRow> {
         let threshold = protection
             .and_then(|protection| estate.policies.get(&protection.policy))
             .map(|policy| policy.policy.rpo_threshold_seconds as f64);
+        let interval = protection
+            .and_then(|protection| estate.policies.get(&protection.policy))
+            .map_or(0.0, |policy| policy.policy.replication_interval_seconds as f64);
         let cause = rpo.filter(|rpo| *rpo > SPIKE_MIN).and_then(|_| {
             let seen = Seen::of(entry, estate, now)?;
             let first = || seen.repairing().filter(|_| !entry.live.truth.is_explained());
             seen.cause().or_else(first)
         });
         let Some(entry) = estate.machines.get_mut(&id) else { continue };
-        let usual = entry.live.rpo.quantile(0.5);
+        // Between two cycles it rises by as much as lies between them.
+        let usual = Some(entry.live.rpo.quantile(0.5).unwrap_or(0.0).max(interval));
         let truth = &mut entry.live.truth;
         ended.extend(match rpo {
             Some(rpo) => truth.measured(id, now, (rpo, usual, threshold), || cause),

@@ -19,4 +19,3 @@ mod policies;
 mod prove;
 mod relays;
 mod resync;
-mod truth;

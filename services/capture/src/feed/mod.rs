@@ -418,7 +418,7 @@ impl Feed {
 
     /// The replica is what the source is, or was when its disks were frozen.
     fn enter_data(&mut self) {
-        self.mode = Mode::Data;
+        let before = std::mem::replace(&mut self.mode, Mode::Data);
         self.reason.clear();
         self.unreadable = None;
         self.fresh = false;
@@ -428,12 +428,18 @@ impl Feed {
 
     /// Notes the mode that was just gone into.
     fn changed_mode(&mut self, at: Timestamp) {
+        let (mode, reason) = self.told_mode();
+        let reason = reason.to_owned();
+        // A cycle that goes as it should is no news.
+        if self.changes.back().is_some_and(|last| last.mode == mode && last.reason == reason) {
+            return;
+        }
         if self.changes.len() == CHANGES_KEPT {
             self.changes.pop_front();
         }
         // Two changes never share a moment: whoever is told of them tells them apart by it.
         let at = self.changes.back().map_or(at, |last| at.max(Timestamp::from_micros(last.at.micros() + 1)));
-        self.changes.push_back(ModeChange { at, mode: self.mode, reason: self.reason.clone() });
+        self.changes.push_back(ModeChange { at, mode, reason });
     }
 
     /// Cuts a barrier. Its `consistent` is set by the feed itself. `None` while nothing is appended.
