@@ -203,7 +203,8 @@ pub async fn run(
     let session = session::run(dial, agent.clone(), agent.report_now.clone(), stop.clone());
     let together = agent.together.clone().run(credentials_of_group, group_listener, stop.clone());
     let points = async { tokio::join!(agent.cut_points(stop.clone()), agent.cut_app_points(stop.clone())) };
-    tokio::join!(sending, receiving, session, points, together);
+    let steering = agent.keep_steering(stop.clone());
+    tokio::join!(sending, receiving, session, points, together, steering);
     // Guests leave first; then what waits is staged and the maps are closed, so that the next start believes them.
     agent.sums.close();
     let closed = tokio::task::spawn_blocking(move || match &agent.server {

@@ -268,10 +268,6 @@ impl Feed {
             }
         };
         self.enter_data();
-        // A cycle is no change of mode worth telling; its end after something else was.
-        if self.changes.back().is_some_and(|last| last.mode != Mode::Data) {
-            self.changed_mode(moment);
-        }
         let mut cut = Vec::new();
         for barrier in barriers {
             if let Some(interval) = &mut self.interval {

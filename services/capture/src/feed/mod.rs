@@ -412,7 +412,6 @@ impl Feed {
         }
         self.enter_data();
         self.barrier(Barrier::time_mark(true), now);
-        self.changed_mode(self.last_time);
         true
     }
 
@@ -424,6 +423,9 @@ impl Feed {
         self.fresh = false;
         self.comparison.settled();
         self.touched.iter_mut().for_each(Bits::clear_all);
+        if before != Mode::Data {
+            self.changed_mode(self.last_time);
+        }
     }
 
     /// Notes the mode that was just gone into.
