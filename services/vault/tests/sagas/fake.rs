@@ -103,6 +103,9 @@ impl World {
             Act::DropOtherPoints(_) => "drop",
             Act::ReplicaSums(_) => "sums",
             Act::SendAgain(_) => "send again",
+            Act::HomeDigest(_) => "home-digest",
+            Act::StopView(_) => "stop-view",
+            Act::ViewDigest(_) => "view-digest",
         };
         let mut world = self.lock();
         world.acts.push((command.id.clone(), name));
