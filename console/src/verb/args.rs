@@ -226,7 +226,8 @@ Examples:
 A plan brings groups of machines up one after another:
 
   name: shop
-  rto_seconds: 600            # an objective; a drill is measured against it
+  rto_seconds: 600            # objectives; a run is measured against them
+  rpo_seconds: 60
   groups:
     - name: databases
       machines: [db-01]
@@ -246,6 +247,18 @@ Examples:
     /// Tell a run of a plan that what it waits for was done by hand
     #[command(after_help = "Examples:\n  continuum get jobs\n  continuum proceed JOB")]
     Proceed(Proceed),
+    /// Tell how a drill or failover went, for people, programs and auditors
+    #[command(after_help = "\
+Every drill and failover leaves a report as it ends: times against objectives, moments, what would have been given up,
+probes, problems, each step beside what earlier runs took. Reports are numbered, each names the SHA-256 of the one
+before it, and each digest stands in the vault's audit log: one that was changed or left out shows.
+
+Examples:
+  continuum report list
+  continuum report show plan/shop                      the newest one of a plan, a machine or a run
+  continuum report show plan/shop --to shop.html       one page that needs nothing else; also .json, .txt
+  continuum report verify shop-1.json shop-2.json      asks no vault")]
+    Report(Report),
     /// Mark an alert as seen
     #[command(after_help = "Examples:\n  continuum acknowledge ALERT")]
     Acknowledge(Acknowledge),
@@ -286,7 +299,8 @@ Examples:
   continuum inspect /srv/continuum/replicas/MACHINE-ID
   continuum inspect ./MACHINE-ID --verify          read every byte against its checksum
   continuum inspect ./MACHINE-ID --points -o json | jq '.points[].time'
-  continuum inspect ./MACHINE-ID/journal/00000001 --frames -o wide")]
+  continuum inspect ./MACHINE-ID/journal/00000001 --frames -o wide
+  continuum inspect web-01.hrl --verify            a replication log, whoever wrote it")]
     Inspect(Inspect),
     /// Write a disk of a replica store, as of any moment, into an image file, without any vault
     #[command(after_help = "\
@@ -312,6 +326,9 @@ Examples:
   continuum rescue ./MACHINE-ID --scratch /var/tmp     writable: boot it, and lose what it writes
   qemu-system-x86_64 -m 2G -drive 'file=URI,format=raw'")]
     Rescue(Rescue),
+    /// Convert replication logs (.hrl) to and from a feed's frames, and put them onto an image, without any vault
+    #[command(subcommand)]
+    Hrl(Hrl),
     /// Copy a replica store with its whole history into object storage, without any vault
     #[command(after_help = "\
 Only what is not there yet travels. The archive counts when all of it is there; until then, and whatever
@@ -525,6 +542,43 @@ pub struct Protect {
     /// Following.
     #[command(flatten)]
     pub wait: Wait,
+}
+
+/// `report`
+#[derive(Debug, Args)]
+pub struct Report {
+    /// What about reports.
+    #[command(subcommand)]
+    pub verb: ReportVerb,
+}
+
+/// What about reports.
+#[derive(Debug, Subcommand)]
+pub enum ReportVerb {
+    /// List reports, newest first
+    List {
+        /// At most so many
+        #[arg(long, value_name = "COUNT", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+        most: u32,
+    },
+    /// Show a report, or write it into a file
+    Show {
+        /// A run's job, a machine's name, or plan/NAME: the newest report of it
+        #[arg(value_name = "RUN|MACHINE|plan/NAME")]
+        of: String,
+        /// Write it there; its ending says how: .html, .json or .txt
+        #[arg(long, value_name = "FILE")]
+        to: Option<PathBuf>,
+        /// Replace a file that is there
+        #[arg(long, requires = "to")]
+        force: bool,
+    },
+    /// Check that reports are what the vault wrote, without asking it
+    Verify {
+        /// Files that `report show --to FILE.json` wrote, in their order
+        #[arg(required = true, value_name = "FILE")]
+        files: Vec<PathBuf>,
+    },
 }
 
 /// `unprotect`
@@ -910,7 +964,7 @@ pub struct TokenArgs {
 /// `inspect`
 #[derive(Debug, Args)]
 pub struct Inspect {
-    /// A replica store's folder, or any one file: a segment, a change map, staged frames, a manifest
+    /// A replica store's folder, or any one file: a segment, a change map, staged frames, a manifest, a replication log
     pub path: PathBuf,
     /// Tell every segment of the journal
     #[arg(long)]
@@ -918,7 +972,7 @@ pub struct Inspect {
     /// Tell every recovery point
     #[arg(long)]
     pub points: bool,
-    /// Tell every frame
+    /// Tell every frame; of a replication log, every write
     #[arg(long)]
     pub frames: bool,
     /// Read everything and hold it against its checksums; name what is damaged, and the moments that need it
@@ -958,6 +1012,68 @@ pub struct Export {
     /// Replace an image that is there
     #[arg(long)]
     pub force: bool,
+}
+
+/// `hrl`
+#[derive(Debug, Subcommand)]
+pub enum Hrl {
+    /// Make a replication log of an agent's staged frames, or frames of logs
+    #[command(after_help = "\
+The name of what is made says the form: .hrl or .feed. Inputs are verified first; what the form cannot hold is
+told. A log knows writes and whole seconds only: barriers do not survive, zero ranges become written zeroes.
+Frames made of logs count at their end only. Several logs of one disk are put in order by their ids.
+
+Examples:
+  continuum hrl convert AGENT/staging/00000000000000000042.feed web-01.hrl --disk-size 64G
+  continuum hrl convert next.feed second.hrl --disk-size 64G --after first.hrl
+  continuum hrl convert 1.hrl 2.hrl all.feed --machine MACHINE-ID --disk 0 -o json")]
+    Convert(HrlConvert),
+    /// Put the writes of replication logs onto a raw image of their disk, in place, and read it back
+    #[command(after_help = "\
+Logs are put in order by their ids and verified to the last byte before the image is touched; one that was not
+closed is refused. Without --yes nothing is written. Done again after a crash, it ends the same.
+
+Examples:
+  continuum hrl apply 1.hrl 2.hrl disk.raw               verify, and tell what would happen
+  continuum hrl apply 1.hrl 2.hrl disk.raw --yes")]
+    Apply(HrlApply),
+}
+
+/// `hrl convert`
+#[derive(Debug, Args)]
+pub struct HrlConvert {
+    /// Logs of one disk, or files of frames in their order
+    #[arg(required = true, value_name = "IN")]
+    pub inputs: Vec<PathBuf>,
+    /// What to make: NAME.hrl or NAME.feed
+    #[arg(value_name = "OUT")]
+    pub out: PathBuf,
+    /// Which disk: of the frames that are read (where they are of several), or of those that are made [default: 0]
+    #[arg(long, value_name = "N")]
+    pub disk: Option<u16>,
+    /// How large the disk is, such as 64G; needed for a log
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub disk_size: Option<u64>,
+    /// The log that the new one goes on from
+    #[arg(long, value_name = "LOG")]
+    pub after: Option<PathBuf>,
+    /// How many bytes of zero ranges may be written out as data
+    #[arg(long, value_name = "SIZE", value_parser = size, default_value = "1G")]
+    pub zeroes_max: u64,
+    /// Whose frames are made [default: a machine named after the last log]
+    #[arg(long, value_name = "MACHINE-ID")]
+    pub machine: Option<continuum_model::id::MachineId>,
+    /// Replace what has the name already
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// `hrl apply`
+#[derive(Debug, Args)]
+pub struct HrlApply {
+    /// The logs, in any order, and last the image
+    #[arg(required = true, num_args = 2.., value_name = "LOG... IMAGE")]
+    pub paths: Vec<PathBuf>,
 }
 
 /// `archive`

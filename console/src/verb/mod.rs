@@ -3,7 +3,8 @@
 //! - [`args`]: the command line and its help
 //! - [`get`], [`describe`]: what there is
 //! - [`order`], [`consent`], [`follow`], [`progress`]: what is to be done, agreed to, and watched
-//! - [`inspect`], [`export`], [`rescue`], [`archive`]: stores by hand, where no vault is alive
+//! - [`inspect`], [`export`], [`rescue`], [`archive`], [`hrl`]: stores and logs by hand, where no vault is alive
+//! - [`report`]: how drills and failovers went
 //! - [`doctor`], [`session`], [`manual`]: this machine, its profiles, its documentation
 //! - [`contract`], [`output`]: the shape of answers
 //! - [`fault`]: the shape of errors
@@ -22,12 +23,14 @@ pub mod export;
 pub mod fault;
 pub mod follow;
 pub mod get;
+pub mod hrl;
 pub mod inspect;
 pub mod lab;
 pub mod manual;
 pub mod order;
 pub mod output;
 pub mod progress;
+pub mod report;
 pub mod rescue;
 pub mod session;
 pub mod vault;
@@ -130,7 +133,11 @@ fn run(setting: &Setting, verb: Option<Verb>) -> Result<(), Fault> {
         Some(Verb::Man) => manual::pages(setting),
         Some(Verb::Inspect(wanted)) => inspect::run(setting, &wanted),
         Some(Verb::Export(wanted)) => export::run(setting, &wanted),
+        Some(Verb::Report(args::Report { verb: args::ReportVerb::Verify { files } })) => {
+            report::verify(setting, &files)
+        }
         Some(Verb::Archive(wanted)) => archive::run(setting, &wanted),
+        Some(Verb::Hrl(wanted)) => hrl::run(setting, &wanted),
         Some(Verb::Rescue(wanted)) => rescue::run(setting, &wanted),
         Some(Verb::Branch(wanted)) => branch::run(setting, &wanted),
         Some(Verb::Profiles(profiles)) => session::profiles(setting, &profiles),
@@ -158,6 +165,7 @@ fn run(setting: &Setting, verb: Option<Verb>) -> Result<(), Fault> {
 async fn ask(setting: &Setting, verb: Verb) -> Result<(), Fault> {
     match verb {
         Verb::Get(get) => get::run(setting, &get).await,
+        Verb::Report(wanted) => report::run(setting, &wanted).await,
         Verb::Describe(describe) => describe::run(setting, &describe).await,
         Verb::Readiness(readiness) => describe::readiness(setting, &readiness).await,
         Verb::Doctor => doctor::run(setting).await,
@@ -283,6 +291,7 @@ async fn ask(setting: &Setting, verb: Verb) -> Result<(), Fault> {
         | Verb::Export(_)
         | Verb::Rescue(_)
         | Verb::Archive(_)
+        | Verb::Hrl(_)
         | Verb::Profiles(_)
         | Verb::Logout(_)
         | Verb::Lab(_)

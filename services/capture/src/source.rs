@@ -14,11 +14,14 @@
 
 use crate::background;
 use crate::compare::{AskReplica, ReplicaSums};
+use crate::cycles;
 use crate::disk::SourceDisk;
+use crate::feed::interval::{Answer, Intervals, Want};
 use crate::feed::link::Halted;
 use crate::feed::queue::Peek;
 use crate::feed::{AckAhead, Connected, Feed, Next, ReplicaState, Totals};
-use crate::map::ChangeMap;
+use crate::interval::{ChangeTracker, Slot};
+use crate::map::{self, ChangeMap};
 use crate::nbd::BlockDevice;
 use crate::progress::Progress;
 use crate::splitter::{GuestIo, Part, Shared, SplitDisk, Waker};
@@ -34,7 +37,7 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -57,6 +60,24 @@ pub struct SourceSpec {
     pub id: DiskId,
     /// The disk.
     pub disk: Box<dyn SourceDisk>,
+}
+
+/// What a source is made of whose changes come in cycles.
+pub struct IntervalConfig {
+    /// Whose disks these are.
+    pub machine: MachineId,
+    /// Where maps and staging are kept: a folder of this source alone.
+    pub dir: PathBuf,
+    /// The disks' ids, in the order in which the tracker knows them.
+    pub disks: Vec<DiskId>,
+    /// Who knows what changed.
+    pub tracker: Box<dyn ChangeTracker>,
+}
+
+/// The front end of a source with cycles, and where its views are shown.
+struct Tracked {
+    slots: Vec<Arc<Slot>>,
+    tracker: Box<dyn ChangeTracker>,
 }
 
 /// Intervals of a source.
@@ -211,6 +232,50 @@ impl Source {
         clock: Arc<dyn Clock>,
         entropy: &mut dyn Entropy,
     ) -> Result<Self, SourceError> {
+        Self::make(config, None, timing, clock, entropy)
+    }
+
+    /// A source whose changes come in cycles, driven by a thread of its own. Where its machine is not there now, its
+    /// disks are taken to be as large as they were.
+    ///
+    /// Errors: as for [`Source::open`]; the machine is not there and never was.
+    pub fn open_interval(
+        config: IntervalConfig,
+        timing: Timing,
+        clock: Arc<dyn Clock>,
+        entropy: &mut dyn Entropy,
+    ) -> Result<Self, SourceError> {
+        let IntervalConfig { machine, dir, disks, mut tracker } = config;
+        let sizes = match tracker.sizes() {
+            Ok(sizes) if sizes.len() == disks.len() => sizes,
+            Ok(sizes) => {
+                let reason =
+                    format!("the machine has {} disks, and {} are configured", sizes.len(), disks.len());
+                return Err(SourceError::Disk { index: sizes.len().min(disks.len()), reason });
+            }
+            Err(why) => {
+                sizes_known(&dir, &disks).map_err(|index| SourceError::Disk { index, reason: why })?
+            }
+        };
+        let slots: Vec<Arc<Slot>> = sizes.iter().map(|size| Arc::new(Slot::new(*size))).collect();
+        let disks = disks.into_iter().zip(&slots);
+        let disks = disks.map(|(id, slot)| SourceSpec { id, disk: Box::new(slot.clone()) }).collect();
+        Self::make(
+            SourceConfig { machine, dir, disks },
+            Some(Tracked { slots, tracker }),
+            timing,
+            clock,
+            entropy,
+        )
+    }
+
+    fn make(
+        config: SourceConfig,
+        tracked: Option<Tracked>,
+        timing: Timing,
+        clock: Arc<dyn Clock>,
+        entropy: &mut dyn Entropy,
+    ) -> Result<Self, SourceError> {
         let SourceConfig { machine, dir, disks } = config;
         let state = |source| SourceError::State { dir: dir.clone(), source };
         std::fs::create_dir_all(&dir).map_err(state)?;
@@ -244,6 +309,9 @@ impl Source {
         if !doubts.is_empty() {
             feed.doubt();
         }
+        if tracked.is_some() {
+            feed.set_interval();
+        }
         let shared = Arc::new(Shared::new(machine, parts, sizes, feed, clock));
         if !believed {
             // In this order: a power cut in between must not leave maps that nothing contradicts.
@@ -261,19 +329,22 @@ impl Source {
             threads: Mutex::new(Some(Vec::new())),
             _lock: lock,
         };
-        source.start(timing).map_err(|source| SourceError::Threads { machine, source })?;
+        source.start(timing, tracked).map_err(|source| SourceError::Threads { machine, source })?;
         Ok(source)
     }
 
-    fn start(&self, timing: Timing) -> io::Result<()> {
+    fn start(&self, timing: Timing, tracked: Option<Tracked>) -> io::Result<()> {
         type Body = Box<dyn FnOnce(&Shared) + Send>;
-        let bodies: [(&str, Body); 5] = [
+        let mut bodies: Vec<(&str, Body)> = vec![
             ("feed-ticker", Box::new(move |shared| background::tick(shared, timing))),
             ("feed-injector", Box::new(background::inject)),
             ("feed-stager", Box::new(background::stage)),
             ("feed-keeper", Box::new(background::keep)),
             ("feed-settler", Box::new(background::settle)),
         ];
+        if let Some(Tracked { slots, tracker }) = tracked {
+            bodies.push(("feed-cycler", Box::new(move |shared| cycles::run(shared, &slots, tracker))));
+        }
         for (name, body) in bodies {
             let shared = self.shared.clone();
             let thread = std::thread::Builder::new().name(name.into()).spawn(move || body(&shared))?;
@@ -282,14 +353,67 @@ impl Source {
         Ok(())
     }
 
+    /// Whether its changes come in cycles: nothing is served then, and every barrier waits for a cycle.
+    pub fn is_interval(&self) -> bool {
+        self.shared.feed().is_interval()
+    }
+
+    /// How often cycles and points are to be made; without cycles nothing happens.
+    pub fn set_intervals(&self, intervals: Intervals) {
+        let mut feed = self.shared.feed();
+        if let Some(interval) = feed.interval_mut() {
+            interval.intervals = intervals;
+        }
+        self.shared.cycler.notify_all();
+    }
+
+    /// Asks the thread that drives the cycles for something, and waits until it is answered.
+    fn want(&self, want: Want) -> Answer {
+        let refused = |why: &str| Answer::Refused(why.to_owned());
+        let mut feed = self.shared.feed();
+        let Some(interval) = feed.interval_mut() else { return refused("this source has no cycles") };
+        let id = interval.wish(want);
+        self.shared.cycler.notify_all();
+        loop {
+            let Some(interval) = feed.interval_mut() else { return refused("this source has no cycles") };
+            if let Some(answer) = interval.answers.remove(&id) {
+                return answer;
+            }
+            if self.shared.is_stopping() {
+                return refused("the agent stops");
+            }
+            feed = wait(&self.shared.cycler, feed);
+        }
+    }
+
+    fn want_barrier(&self, barrier: Barrier, hold: bool) -> Result<(Sequence, Timestamp), SourceError> {
+        let (mode, reason) = {
+            let feed = self.shared.feed();
+            let (mode, reason) = feed.told_mode();
+            (mode, reason.to_owned())
+        };
+        if !mode.is_whole() {
+            return Err(SourceError::NotShipping { mode: mode.name(), reason });
+        }
+        match self.want(Want::Barrier { barrier, hold }) {
+            Answer::Cut(sequence, time) => Ok((sequence, time)),
+            Answer::Done => Err(SourceError::NotShipping { mode: mode.name(), reason }),
+            Answer::Refused(reason) => Err(SourceError::NotShipping { mode: mode.name(), reason }),
+        }
+    }
+
     /// One of its disks, to be served.
     pub fn device(&self, index: usize) -> Option<Arc<dyn BlockDevice>> {
         SplitDisk::new(self.shared.clone(), index).map(|disk| Arc::new(disk) as Arc<dyn BlockDevice>)
     }
 
     /// One of its disks, for what the machine wrote elsewhere and brings home: written also while guests' writes are
-    /// refused. Ships nothing while paused: what is written only becomes stale in the map.
+    /// refused. Ships nothing while paused: what is written only becomes stale in the map. `None`: it is not there, or
+    /// is followed and not served here.
     pub fn homeward(&self, index: usize) -> Option<Arc<dyn BlockDevice>> {
+        if self.is_interval() {
+            return None;
+        }
         SplitDisk::homeward(self.shared.clone(), index).map(|disk| Arc::new(disk) as Arc<dyn BlockDevice>)
     }
 
@@ -386,9 +510,10 @@ impl Source {
     }
 
     /// Refuses guests' writes from now on, over restarts of the agent, until [`Source::release`]; returns when
-    /// those under way are done and in the feed. Reading goes on, and so does shipping.
+    /// those under way are done and in the feed. Reading goes on, and so does shipping. Where changes come in cycles
+    /// the machine itself is stopped; that may take as long as it takes to shut down.
     ///
-    /// Errors: the wish could not be made durable; writes are taken as before.
+    /// Errors: the wish could not be made durable, or the machine does not stop; writes are taken as before.
     pub fn halt(&self) -> io::Result<()> {
         let epoch = self.shared.feed().epoch();
         let folder = self.halt_file.parent().unwrap_or(Path::new("."));
@@ -397,6 +522,13 @@ impl Source {
         file.sync_all()?;
         File::open(folder)?.sync_all()?;
         self.shared.halt();
+        if self.is_interval()
+            && let Answer::Refused(why) = self.want(Want::Stop)
+        {
+            self.shared.release();
+            std::fs::remove_file(&self.halt_file)?;
+            return Err(io::Error::other(why));
+        }
         Ok(())
     }
 
@@ -409,7 +541,14 @@ impl Source {
             _ => {}
         }
         File::open(self.halt_file.parent().unwrap_or(Path::new(".")))?.sync_all()?;
+        let was_halted = self.shared.is_halted();
         self.shared.release();
+        if was_halted
+            && self.is_interval()
+            && let Answer::Refused(why) = self.want(Want::Start)
+        {
+            return Err(io::Error::other(why));
+        }
         Ok(())
     }
 
@@ -420,7 +559,8 @@ impl Source {
         Some(Epoch(text.trim().parse().unwrap_or(0)))
     }
 
-    /// Cuts a barrier that makes a recovery point, and sends it at once.
+    /// Cuts a barrier that makes a recovery point, and sends it at once; where changes come in cycles, a cycle begins
+    /// at once and ends with it, and this waits for that.
     ///
     /// Errors: nothing is shipped now, or a repair is under way; no point was made.
     pub fn barrier(
@@ -429,6 +569,10 @@ impl Source {
         name: &str,
         point: PointId,
     ) -> Result<(Sequence, Timestamp), SourceError> {
+        if self.is_interval() {
+            let barrier = Barrier { kind, consistent: true, point: Some(point), name: name.to_owned() };
+            return self.want_barrier(barrier, false);
+        }
         self.shared.with_feed(|feed| {
             let (mode, reason) = feed.mode();
             let refused = SourceError::NotShipping { mode: mode.name(), reason: reason.to_owned() };
@@ -453,6 +597,22 @@ impl Source {
         &self,
         point: PointId,
     ) -> Result<(Sequence, Timestamp, Vec<Digest>), SourceError> {
+        if self.is_interval() {
+            let barrier = Barrier {
+                kind: BarrierKind::Crash,
+                consistent: true,
+                point: Some(point),
+                name: "verify".into(),
+            };
+            let (sequence, time) = self.want_barrier(barrier, true)?;
+            let digests = self.shared.digest_views();
+            let mut feed = self.shared.feed();
+            if let Some(interval) = feed.interval_mut() {
+                interval.holds = interval.holds.saturating_sub(1);
+            }
+            self.shared.cycler.notify_all();
+            return Ok((sequence, time, digests?));
+        }
         self.shared.digest(|| self.barrier(BarrierKind::Crash, "verify", point))
     }
 
@@ -463,7 +623,7 @@ impl Source {
         if !self.shared.is_halted() {
             return Err(SourceError::Digest { reason: "the machine still writes".into() });
         }
-        self.shared.digest_at_rest()
+        self.shared.digest_views()
     }
 
     /// Sends regions again, which the replica lost: from a disk's first one up to, and without, the last.
@@ -477,7 +637,7 @@ impl Source {
     pub fn status(&self) -> SourceStatus {
         let guest = self.shared.io.now();
         let feed = self.shared.feed();
-        let (mode, reason) = feed.mode();
+        let (mode, reason) = feed.told_mode();
         let queue = feed.queue();
         let faults = feed.maps().iter().filter_map(ChangeMap::fault).chain(queue.fault());
         SourceStatus {
@@ -494,7 +654,7 @@ impl Source {
             guest,
             newest: feed.newest(),
             epoch: feed.epoch(),
-            doubt: self.doubt.clone(),
+            doubt: feed.tracking_doubt().map(str::to_owned).or_else(|| self.doubt.clone()),
             halted: self.shared.is_halted(),
             faults: faults.map(str::to_owned).collect(),
         }
@@ -548,6 +708,19 @@ impl Drop for Source {
                 "the source could not be closed in good order: more than needed is sent after the next start");
         }
     }
+}
+
+fn wait<'a>(condvar: &Condvar, feed: MutexGuard<'a, Feed>) -> MutexGuard<'a, Feed> {
+    condvar.wait(feed).unwrap_or_else(PoisonError::into_inner)
+}
+
+/// How large the disks were, by their change maps. Errors: which of them never was seen.
+fn sizes_known(dir: &Path, disks: &[DiskId]) -> Result<Vec<u64>, usize> {
+    let known = |(index, id): (usize, &DiskId)| {
+        let facts = File::open(dir.join(format!("{id}.map"))).and_then(|file| map::look(&file));
+        facts.ok().flatten().filter(|facts| facts.damage.is_none()).map(|facts| facts.size).ok_or(index)
+    };
+    disks.iter().enumerate().map(known).collect()
 }
 
 fn lock(dir: &Path) -> Result<File, SourceError> {

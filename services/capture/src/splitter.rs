@@ -105,6 +105,8 @@ pub(crate) struct Shared {
     pub(crate) injector: Condvar,
     pub(crate) stager: Condvar,
     pub(crate) keeper: Condvar,
+    /// Whoever drives cycles, and who waits for something of theirs.
+    pub(crate) cycler: Condvar,
     /// A record of an activity log was written.
     recorded: Condvar,
     pub(crate) waker: Mutex<Option<Waker>>,
@@ -159,6 +161,7 @@ impl Shared {
             injector: Condvar::new(),
             stager: Condvar::new(),
             keeper: Condvar::new(),
+            cycler: Condvar::new(),
             recorded: Condvar::new(),
             waker: Mutex::new(None),
             ask_replica: Mutex::new(None),
@@ -185,12 +188,15 @@ impl Shared {
 
     /// With the lock held, so that nobody misses it between looking and waiting.
     pub(crate) fn tell(&self, feed: &mut Feed) {
-        let Events { opened, frames, inject, stage } = feed.take_events();
+        let Events { opened, frames, inject, stage, cycle } = feed.take_events();
         if opened {
             self.ticker.notify_one();
         }
         if inject {
             self.injector.notify_one();
+        }
+        if cycle {
+            self.cycler.notify_all();
         }
         if stage {
             self.stager.notify_one();
@@ -266,6 +272,11 @@ impl Shared {
             let _feed = self.feed();
             door.store(true, Ordering::Release);
         }
+        self.drain();
+    }
+
+    /// Returns when what is under way on the disks now is done.
+    pub(crate) fn drain(&self) {
         for (part, size) in self.disks.iter().zip(&self.sizes) {
             drop(part.locks.exclusive(0, *size));
         }
@@ -275,7 +286,8 @@ impl Shared {
     pub(crate) fn stop(&self) {
         let _feed = self.feed();
         self.stop.store(true, Ordering::Release);
-        for waiting in [&self.frames, &self.ticker, &self.injector, &self.stager, &self.keeper] {
+        for waiting in [&self.frames, &self.ticker, &self.injector, &self.stager, &self.keeper, &self.cycler]
+        {
             waiting.notify_all();
         }
     }

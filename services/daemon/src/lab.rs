@@ -434,6 +434,7 @@ impl Lab {
                 .iter()
                 .map(|(id, name, size)| (*id, name.clone(), home.join(format!("{name}.img")), Some(*size)))
                 .collect(),
+            follow: None,
             dir: home.join("agent"),
             socket: socket.clone(),
             identity: identity.clone(),

@@ -4,11 +4,12 @@
 //! it listens in the file it was told to, replaced atomically. It ends in good order on SIGTERM and SIGINT.
 
 use continuum_capture::freeze::{self, Watchdog};
+use continuum_fabric::kvm::{KvmMachine, KvmTracker};
 use continuum_fabric::lab::guest;
 pub use continuum_fabric::lab::guest::GuestConfig;
 use continuum_fabric::lab::qemu;
 use continuum_master_target::{MasterTargetConfig, Schedule};
-use continuum_mobility_agent::{AgentConfig, AgentDisk};
+use continuum_mobility_agent::{AgentConfig, AgentDisk, FrontEnd};
 use continuum_model::fault::{Fault, FaultClass};
 use continuum_model::id::DiskId;
 use continuum_model::policy::Policy;
@@ -112,6 +113,9 @@ pub enum Role {
         guest: String,
         /// Its disks: id, name, path, size to make it with.
         disks: Vec<(DiskId, String, PathBuf, Option<u64>)>,
+        /// Where somebody else serves the disks: how their changes are followed.
+        #[serde(default)]
+        follow: Option<Follow>,
         /// Change maps and staging.
         dir: PathBuf,
         /// Where guests find the disks.
@@ -121,6 +125,39 @@ pub enum Role {
         /// `host:port`.
         vault_address: String,
     },
+}
+
+/// How the changes of disks are followed that somebody else serves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "source", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Follow {
+    /// By QEMU's monitor.
+    Qemu {
+        /// The monitor's socket.
+        monitor: PathBuf,
+        /// The guest agent's socket.
+        guest_agent: Option<PathBuf>,
+        /// What the disks are called in QEMU, in the order of the agent's disks.
+        nodes: Vec<String>,
+        /// Where QEMU may make files that live for a cycle.
+        scratch: PathBuf,
+        /// How long the guest may take to shut down.
+        stop_seconds: u64,
+    },
+}
+
+impl Follow {
+    fn front_end(self, dir: &Path) -> FrontEnd {
+        let Self::Qemu { monitor, guest_agent, nodes, scratch, stop_seconds } = self;
+        FrontEnd::Tracker(Box::new(KvmTracker::new(KvmMachine {
+            monitor,
+            guest_agent,
+            disks: nodes,
+            scratch,
+            dir: dir.to_owned(),
+            stop_within: Duration::from_secs(stop_seconds),
+        })))
+    }
 }
 
 /// Where a vault listens, as it is published.
@@ -300,11 +337,12 @@ pub async fn run(role: Role, stop: CancellationToken) -> Result<(), Fault> {
             };
             continuum_master_target::run(config, open(&identity)?, stop).await
         }
-        Role::Agent { name, site, fabric, guest, disks, dir, socket, identity, vault_address } => {
+        Role::Agent { name, site, fabric, guest, disks, follow, dir, socket, identity, vault_address } => {
+            let front_end = follow.map_or(FrontEnd::BlockServer, |follow| follow.front_end(&dir));
             let disk = |(id, name, path, create_bytes)| AgentDisk { id, name, path, create_bytes };
             let disks = disks.into_iter().map(disk).collect();
             let config = AgentConfig { name, site, fabric, guest, disks, dir, socket, vault_address };
-            continuum_mobility_agent::run(config, open(&identity)?, stop).await
+            continuum_mobility_agent::run(config, front_end, open(&identity)?, stop).await
         }
     }
 }

@@ -1,11 +1,13 @@
-//! Serving the disks, and the session with the vault.
+//! Seeing the disks' changes, by serving them or by whoever follows them, and the session with the vault.
 
 use crate::home::{Receiver, Wanted, branch};
 use crate::sender::{self, Course, Link, Route};
 use crate::sums::Sums;
 use continuum_capture::block_server::Listen;
-use continuum_capture::source::SourceSpec;
-use continuum_capture::{BlockServer, FileDisk, Source, SourceConfig, SourceStatus};
+use continuum_capture::source::{IntervalConfig, SourceSpec, Timing};
+use continuum_capture::{
+    BlockServer, ChangeTracker, FileDisk, Intervals, Source, SourceConfig, SourceStatus,
+};
 use continuum_model::fault::{Fault, FaultClass};
 use continuum_model::feed::BarrierKind;
 use continuum_model::health::Mode;
@@ -30,7 +32,7 @@ pub struct AgentDisk {
     pub id: DiskId,
     /// Its name: of the export, and in lists.
     pub name: String,
-    /// The file or block device.
+    /// The file or block device; of no meaning where the disks are not served here.
     pub path: PathBuf,
     /// Made with this size where there is none.
     pub create_bytes: Option<u64>,
@@ -51,17 +53,26 @@ pub struct AgentConfig {
     pub disks: Vec<AgentDisk>,
     /// Change maps and staging.
     pub dir: PathBuf,
-    /// The socket where guests find their disks.
+    /// The socket where guests find their disks, if they are served here.
     pub socket: PathBuf,
     /// `host:port` of the vault.
     pub vault_address: String,
+}
+
+/// How the machine's changes are seen.
+pub enum FrontEnd {
+    /// Its disks are served here, and every write passes.
+    BlockServer,
+    /// Somebody else follows what changes; it comes in cycles.
+    Tracker(Box<dyn ChangeTracker>),
 }
 
 struct Agent {
     config: AgentConfig,
     machine: MachineId,
     source: Arc<Source>,
-    server: BlockServer,
+    /// `None`: the disks are not served here.
+    server: Option<BlockServer>,
     boot_id: String,
     course: watch::Sender<Course>,
     assigned: Mutex<pb::AgentAssignment>,
@@ -72,9 +83,10 @@ struct Agent {
     home: Arc<Receiver>,
 }
 
-/// Runs until `stop`. The disks are served from the first moment.
+/// Runs until `stop`. Disks that are served here are so from the first moment.
 pub async fn run(
     config: AgentConfig,
+    front_end: FrontEnd,
     credentials: Credentials,
     stop: CancellationToken,
 ) -> Result<(), Fault> {
@@ -89,25 +101,36 @@ pub async fn run(
         .id
         .parse()
         .map_err(|_| start("the certificate names no machine", credentials.identity().uri()))?;
-    let mut disks = Vec::new();
-    for disk in &config.disks {
-        let opened = match disk.create_bytes {
-            Some(bytes) => FileDisk::open_or_create(&disk.path, bytes),
-            None => FileDisk::open(&disk.path),
-        };
-        let opened = opened.map_err(|error| {
-            start(&format!("disk {} cannot be opened", disk.path.display()), error.to_string())
-        })?;
-        disks.push(SourceSpec { id: disk.id, disk: Box::new(opened) });
-    }
-    let source = SourceConfig { machine, dir: config.dir.clone(), disks };
-    let source = Source::open(source, Arc::new(SystemClock::default()), &mut SystemEntropy)
-        .map_err(|error| start("the source cannot be opened", format!("{error}{}", cause(&error))))?;
-    let source = Arc::new(source);
-    let names: Vec<&str> = config.disks.iter().map(|disk| disk.name.as_str()).collect();
-    let server = BlockServer::start(source.clone(), &Listen::Unix(config.socket.clone()), &names)
-        .map_err(|error| start("the disks cannot be served", error.to_string()))?;
-    tracing::info!(socket = %config.socket.display(), disks = config.disks.len(), "disks are served");
+    let clock = Arc::new(SystemClock::default());
+    let opened = |opened: Result<Source, continuum_capture::SourceError>| {
+        let opened = opened
+            .map_err(|error| start("the source cannot be opened", format!("{error}{}", cause(&error))))?;
+        Ok::<_, Fault>(Arc::new(opened))
+    };
+    let (source, server) = match front_end {
+        FrontEnd::Tracker(tracker) => {
+            let disks = config.disks.iter().map(|disk| disk.id).collect();
+            let source = IntervalConfig { machine, dir: config.dir.clone(), disks, tracker };
+            // It asks the machine, which may take its time to answer.
+            let source = tokio::task::spawn_blocking(move || {
+                Source::open_interval(source, Timing::default(), clock, &mut SystemEntropy)
+            });
+            let source =
+                source.await.map_err(|error| start("the source cannot be opened", error.to_string()))?;
+            tracing::info!(disks = config.disks.len(), "changes of the disks are followed");
+            (opened(source)?, None)
+        }
+        FrontEnd::BlockServer => {
+            let disks = open_disks(&config).map_err(|(what, reason)| start(&what, reason))?;
+            let source = SourceConfig { machine, dir: config.dir.clone(), disks };
+            let source = opened(Source::open(source, clock, &mut SystemEntropy))?;
+            let names: Vec<&str> = config.disks.iter().map(|disk| disk.name.as_str()).collect();
+            let server = BlockServer::start(source.clone(), &Listen::Unix(config.socket.clone()), &names)
+                .map_err(|error| start("the disks cannot be served", error.to_string()))?;
+            tracing::info!(socket = %config.socket.display(), disks = config.disks.len(), "disks are served");
+            (source, Some(server))
+        }
+    };
     let (course, courses) = watch::channel(Course::Wait);
     let home = Arc::new(Receiver::new(source.clone(), machine, config.dir.clone(), config.disks.len()));
     let agent = Arc::new(Agent {
@@ -145,12 +168,30 @@ pub async fn run(
     tokio::join!(sending, receiving, session, points);
     // Guests leave first; then what waits is staged and the maps are closed, so that the next start believes them.
     agent.sums.close();
-    let closed = tokio::task::spawn_blocking(move || agent.server.close());
+    let closed = tokio::task::spawn_blocking(move || match &agent.server {
+        Some(server) => server.close(),
+        None => agent.source.close(),
+    });
     match closed.await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(error)) => Err(unclean(error.to_string())),
         Err(error) => Err(unclean(error.to_string())),
     }
+}
+
+/// Errors: what, and why.
+fn open_disks(config: &AgentConfig) -> Result<Vec<SourceSpec>, (String, String)> {
+    let open = |disk: &AgentDisk| {
+        let opened = match disk.create_bytes {
+            Some(bytes) => FileDisk::open_or_create(&disk.path, bytes),
+            None => FileDisk::open(&disk.path),
+        };
+        let what = |error: std::io::Error| {
+            (format!("disk {} cannot be opened", disk.path.display()), error.to_string())
+        };
+        Ok(SourceSpec { id: disk.id, disk: Box::new(opened.map_err(what)?) })
+    };
+    config.disks.iter().map(open).collect()
 }
 
 fn unclean(reason: String) -> Fault {
@@ -171,6 +212,10 @@ impl Agent {
 
     /// Cuts crash-consistent points as often as the policy asks, whenever the feed is whole.
     async fn cut_points(&self, stop: CancellationToken) {
+        if self.source.is_interval() {
+            // There they are cut with the cycles.
+            return stop.cancelled().await;
+        }
         let clock = SystemClock::default();
         let mut last: Option<std::time::Instant> = None;
         loop {
@@ -238,7 +283,11 @@ impl Agent {
                 index: index as u32,
                 name: disk.name.clone(),
                 size_bytes: *size,
-                endpoint: self.server.endpoint().uri(&disk.name),
+                endpoint: self
+                    .server
+                    .as_ref()
+                    .map(|server| server.endpoint().uri(&disk.name))
+                    .unwrap_or_default(),
             })
             .collect()
     }
@@ -247,7 +296,7 @@ impl Agent {
 /// Why the feed is not whole, and what of the agent's own files does not work, in one text.
 fn reason(status: &SourceStatus) -> String {
     // Why everything is sent again: of interest until that is done.
-    let doubt = status.doubt.as_deref().filter(|_| status.mode != Mode::Data);
+    let doubt = status.doubt.as_deref().filter(|_| !status.mode.is_whole());
     let parts =
         [status.reason.as_str()].into_iter().chain(doubt).chain(status.faults.iter().map(String::as_str));
     parts.filter(|part| !part.is_empty()).collect::<Vec<_>>().join("; ")
@@ -326,6 +375,11 @@ impl Handler for Agent {
         }
         if let Some(policy) = &assignment.policy {
             self.source.set_staging_max(policy.staging_bytes_max.max(64 << 20));
+            self.source.set_intervals(Intervals {
+                cycle: Duration::from_secs(policy.replication_interval_seconds),
+                crash_point: Duration::from_secs(policy.crash_point_seconds),
+                app_point: Duration::from_secs(policy.app_point_seconds),
+            });
         }
         if !self.on_its_way_home(&assignment).await {
             return;
@@ -333,12 +387,19 @@ impl Handler for Agent {
         // Replicated from here again, under a newer epoch than that in which it was stopped: the move was undone,
         // or it was protected anew.
         let released = self.source.halted_under().is_some_and(|under| Epoch(assignment.epoch) > under);
-        if released
-            && assignment.replicate
-            && !assignment.fenced
-            && let Err(error) = self.source.release()
-        {
-            tracing::error!("the disks still take no writes: {error}");
+        if released && assignment.replicate && !assignment.fenced {
+            let source = self.source.clone();
+            let release = move || {
+                if let Err(error) = source.release() {
+                    tracing::error!("the machine still does not write: {error}");
+                }
+            };
+            if self.source.is_interval() {
+                // It may take as long as a cycle; what should be is heard meanwhile. Told again with each assignment.
+                drop(tokio::task::spawn_blocking(release));
+            } else {
+                release();
+            }
         }
         let course = if assignment.receive {
             Course::Hold("the direction is reversed: this machine takes in what runs at the recovery site")
@@ -377,8 +438,12 @@ impl Handler for Agent {
         match command.act {
             Some(Act::MakeBarrier(order)) => {
                 let kind = if order.name.is_empty() { BarrierKind::Crash } else { BarrierKind::Bookmark };
-                let cut = self.source.barrier(kind, &order.name, point(&order.point_id)?);
-                let (sequence, time) = cut.map_err(|error| refused("barrier.refused", error.to_string()))?;
+                let (source, name, id) = (self.source.clone(), order.name, point(&order.point_id)?);
+                // Where changes come in cycles, it waits for one.
+                let cut = tokio::task::spawn_blocking(move || source.barrier(kind, &name, id)).await;
+                let (sequence, time) = cut
+                    .map_err(|error| refused("barrier.refused", error.to_string()))?
+                    .map_err(|error| refused("barrier.refused", error.to_string()))?;
                 Ok(command_result::Result::Barrier(pb::Barrier {
                     point_id: order.point_id,
                     sequence: sequence.0,
@@ -387,10 +452,14 @@ impl Handler for Agent {
                 }))
             }
             Some(Act::StopSource(order)) if order.release => {
-                let home = self.home.clone();
-                let shut = tokio::task::spawn_blocking(move || home.shut()).await;
-                shut.map_err(|error| refused("source.release", error.to_string()))?;
-                let released = self.source.release();
+                let (home, source) = (self.home.clone(), self.source.clone());
+                let released = tokio::task::spawn_blocking(move || {
+                    // Nothing lands any more once the machine may write.
+                    home.shut();
+                    source.release()
+                });
+                let released =
+                    released.await.map_err(|error| refused("source.release", error.to_string()))?;
                 released.map_err(|error| refused("source.release", error.to_string()))?;
                 Ok(command_result::Result::Done(pb::Done { detail: "the machine may write again".into() }))
             }

@@ -1,15 +1,16 @@
-//! The mobility agent: serves a machine's disks, sees every write, and feeds it to a process server.
+//! The mobility agent: serves a machine's disks and sees every write, or follows in cycles what changed on disks that
+//! others serve, and feeds it to a process server.
 //!
 //! - [`control`]: the session with the vault: what should be, barriers and digests on request
 //! - [`sender`]: one stream to the process server, opened again whenever it breaks
 //! - [`home`]: the reverse direction: what the machine wrote at the recovery site comes back to its disks
 //! - `sums`: asking for sums of the replica, so that after doubt only what differs is sent
 //!
-//! The disks are served before anything else and whatever else fails: the guest never waits for a network.
+//! Disks that are served here are so before anything else and whatever else fails: the guest never waits for a network.
 
 pub mod control;
 pub mod home;
 pub mod sender;
 mod sums;
 
-pub use control::{AgentConfig, AgentDisk, run};
+pub use control::{AgentConfig, AgentDisk, FrontEnd, run};

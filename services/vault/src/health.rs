@@ -228,6 +228,14 @@ fn machine_symptoms(core: &Core, estate: &Estate, entry: &MachineEntry, now: Tim
                 "see connection and staging of the machine; it catches up by itself",
             ));
         }
+        if protected && agent.mode == Mode::Interval.name() && !agent.mode_reason.is_empty() {
+            found.push(symptom(
+                "cycle.late",
+                Health::Warning,
+                shown(&agent.mode_reason),
+                "see to what is named; cycles go on by themselves, and a longer interval in the policy is met more easily",
+            ));
+        }
         if let Some(fault) = &agent.channel_fault {
             found.push(symptom(
                 "channel.down",

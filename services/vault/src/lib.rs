@@ -30,6 +30,7 @@ mod measure;
 mod operator;
 mod plans;
 mod project;
+mod report;
 mod store;
 mod vault;
 mod world;

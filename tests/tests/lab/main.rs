@@ -7,6 +7,7 @@ mod guests;
 mod headless;
 mod home;
 mod hostile;
+mod kvm;
 mod moments;
 mod partition;
 mod planned;

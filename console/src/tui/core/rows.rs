@@ -138,7 +138,11 @@ impl Rows for Machines<'_> {
             7 => Cell::text(text::short_span_of(machine.history_seconds)),
             8 => Cell::toned(
                 if machine.mode.is_empty() { text::UNKNOWN } else { &machine.mode },
-                if matches!(machine.mode.as_str(), "data" | "") { Role::Text } else { Role::Warn },
+                if matches!(machine.mode.as_str(), "data" | "interval" | "") {
+                    Role::Text
+                } else {
+                    Role::Warn
+                },
             ),
             9 => Cell::text(&machine.target_site),
             10 => last_test(machine),

@@ -90,7 +90,7 @@ pub fn lines(state: &State, machine: &pb::Machine, canvas: &Canvas<'_>, wide: us
         &mut lines,
         "Mode",
         if mode.is_empty() { text::UNKNOWN } else { &mode },
-        if machine.mode == "data" { Role::Text } else { Role::Warn },
+        if matches!(machine.mode.as_str(), "data" | "interval") { Role::Text } else { Role::Warn },
         wide,
     );
     lines.push(Line::new());

@@ -106,7 +106,7 @@ impl Feed {
 
     /// What to compare now.
     pub fn next_comparison(&self) -> Compare {
-        if self.mode != Mode::CatchingUp {
+        if self.mode != Mode::CatchingUp || !self.has_views() {
             return Compare::Nothing;
         }
         for (disk, wanted) in self.comparison.wanted.iter().enumerate() {

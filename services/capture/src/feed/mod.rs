@@ -23,9 +23,11 @@
 //!
 //! - [`queue`]: frames that are not acknowledged, in memory and staged
 //! - [`compare`]: after doubt, what the replica holds already is not sent
+//! - [`interval`]: where changes come in cycles
 //! - [`link`]: opening a stream to a replica: what goes on, what is sent again
 
 pub mod compare;
+pub mod interval;
 pub mod link;
 pub mod queue;
 
@@ -94,6 +96,8 @@ pub struct Events {
     pub inject: bool,
     /// Much waits in memory: time to stage.
     pub stage: bool,
+    /// A cycle ended, or may begin.
+    pub cycle: bool,
 }
 
 /// Counters since the start.
@@ -152,6 +156,7 @@ pub struct Feed {
     last_time: Timestamp,
     cursor: (usize, u64),
     events: Events,
+    interval: Option<interval::Interval>,
     /// Counters for people.
     pub totals: Totals,
 }
@@ -197,6 +202,7 @@ impl Feed {
             last_time: Timestamp::from_micros(0),
             cursor: (0, 0),
             events: Events::default(),
+            interval: None,
             totals: Totals::default(),
         };
         feed.adopt(found);
@@ -295,7 +301,7 @@ impl Feed {
     /// The next run of stale regions to inject, of at most `bytes_max`: disk, offset, length. `None`: nothing
     /// now, be it that none is stale or that too much waits.
     pub fn next_injection(&mut self, bytes_max: u64, sizes: &[u64]) -> Option<(DiskIndex, u64, u64)> {
-        if self.mode != Mode::CatchingUp || self.queue.bytes() > self.inject_window() {
+        if !self.injects() {
             return None;
         }
         while let Some(stale) = self.stale.get(self.cursor.0) {
@@ -312,12 +318,12 @@ impl Feed {
 
     /// Whether injecting goes on: some region is stale and nothing holds it back.
     pub fn injects(&self) -> bool {
-        self.mode == Mode::CatchingUp && self.queue.bytes() <= self.inject_window()
+        self.mode == Mode::CatchingUp && self.has_views() && self.queue.bytes() <= self.inject_window()
     }
 
     /// Puts a read of whole regions into the feed. The caller holds their range lock since before it read.
     pub fn inject(&mut self, disk: DiskIndex, offset: u64, content: Applied<'_>, now: Timestamp) {
-        if self.mode != Mode::CatchingUp {
+        if self.mode != Mode::CatchingUp || !self.has_views() {
             return;
         }
         let length = content.length();
@@ -328,7 +334,7 @@ impl Feed {
             Applied::Write { data, .. } => data.len(),
             Applied::Zero { .. } => 0,
         });
-        if self.mode != Mode::CatchingUp {
+        if self.mode != Mode::CatchingUp || !self.has_views() {
             return;
         }
         self.no_longer_stale(disk, offset, length);
@@ -373,21 +379,30 @@ impl Feed {
     /// When everything stale was injected: ends the repair with a consistent barrier. Returns whether it did;
     /// if not, another pass over what is stale begins.
     pub fn finish_catching_up(&mut self, now: Timestamp) -> bool {
-        if self.mode != Mode::CatchingUp {
+        if self.mode != Mode::CatchingUp || !self.has_views() {
             return false;
         }
         self.cursor = (0, 0);
         if self.stale.iter().any(|stale| !stale.is_empty()) {
             return false;
         }
+        if self.interval.is_some() {
+            self.close_cycle(now);
+            return true;
+        }
+        self.enter_data();
+        self.barrier(Barrier::time_mark(true), now);
+        true
+    }
+
+    /// The replica is what the source is, or was when its disks were frozen.
+    fn enter_data(&mut self) {
         self.mode = Mode::Data;
         self.reason.clear();
         self.unreadable = None;
         self.fresh = false;
         self.comparison.settled();
         self.touched.iter_mut().for_each(Bits::clear_all);
-        self.barrier(Barrier::time_mark(true), now);
-        true
     }
 
     /// Cuts a barrier. Its `consistent` is set by the feed itself. `None` while nothing is appended.
@@ -445,6 +460,7 @@ impl Feed {
         tracing::warn!(machine = %self.machine, reason, "replication fell back to the change map");
         self.mode = Mode::Bitmap;
         self.reason = reason.to_owned();
+        self.cut_cycle(reason);
         self.seal();
         self.events.frames = true;
     }
@@ -459,6 +475,7 @@ impl Feed {
         self.begin_comparing();
         self.mark(Change::Break, now);
         self.events.inject = true;
+        self.events.cycle = true;
     }
 
     /// Out of bitmap mode, when everything that forced it is over.
@@ -502,6 +519,7 @@ impl Feed {
     fn stamp(&mut self, now: Timestamp) -> (Sequence, Timestamp) {
         let sequence = self.next_sequence;
         self.next_sequence = sequence.next();
+        let now = self.moment_of(now);
         self.last_time = Timestamp::from_micros(now.micros().max(self.last_time.micros() + 1));
         (sequence, self.last_time)
     }

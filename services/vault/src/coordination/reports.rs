@@ -250,7 +250,8 @@ fn doubt(
         }
         ProtectionState::Resync { .. } => {
             // Whole again: every change is shipped, and a moment after the doubt can be brought up.
-            let whole = report.mode == continuum_model::health::Mode::Data.name()
+            let mode = continuum_model::health::Mode::named(&report.mode);
+            let whole = mode.is_some_and(continuum_model::health::Mode::is_whole)
                 && report.epoch >= row.epoch
                 && replica
                     .and_then(|replica| replica.newest_point_us)

@@ -16,6 +16,7 @@ use super::plan::{self, JobKind};
 use super::steps::{self, Ctx, Done};
 use super::writes::{self, Refused};
 use crate::core::Core;
+use crate::report;
 use crate::store::StoreError;
 use crate::store::jobs::JobRow;
 use crate::store::plans::PlanRow;
@@ -307,6 +308,9 @@ async fn end_with(
     let detail = why.map(|fault| fault.code.clone()).unwrap_or_default();
     tx.audit(now, &job.by, &job.kind, &shown(&job.machine_name), state.name(), &format!("job {id} {detail}"))
         .await?;
+    if report::is_reported(&job) {
+        report::write(core, &mut tx, &job).await?;
+    }
     let job = tx.save_job(job).await?;
     core.commit(tx).await?;
     tracing::info!(job = %job.id, kind = job.kind, state = state.name(), "job ended");

@@ -485,6 +485,30 @@ async fn again(scene: &Scene) -> Scene {
     Scene { dir, servers, job: scene.job }
 }
 
+/// A drill or failover that is over left one report, in a chain that holds; nothing else did.
+async fn check_reports(core: &Arc<Core>, job: &JobRow, why: &str) {
+    let rows = core.store.reports(100).await.unwrap();
+    let expected = usize::from(crate::report::is_reported(job));
+    let id = job.id.to_string();
+    assert_eq!(rows.iter().filter(|row| row.job == id).count(), expected, "{why}: reports of {id}");
+    let mut before: Option<continuum_model::report::Report> = None;
+    for row in rows.iter().rev() {
+        let row = core.store.report(&row.job).await.unwrap().unwrap();
+        let report = continuum_model::report::Report::read(&row.body).unwrap();
+        assert_eq!((report.sequence, &report.digest), (row.sequence, &row.digest), "{why}");
+        match &before {
+            Some(before) => assert_eq!(report.follows(before), Ok(()), "{why}"),
+            None => assert_eq!((report.sequence, report.previous.as_str()), (1, ""), "{why}"),
+        }
+        if report.run == id {
+            assert_eq!(report.outcome, job.state.name(), "{why}");
+            assert_eq!(report.passed, report.outcome == "succeeded", "{why}: {report:?}");
+            assert_eq!(report.machines.len(), 1, "{why}: {report:?}");
+        }
+        before = Some(report);
+    }
+}
+
 /// What must hold when the job is over, however it ended.
 async fn check(kind: JobKind, core: &Arc<Core>, scene: &Scene, why: &str) -> JobState {
     let job = core.store.job(scene.job).await.unwrap().unwrap();
@@ -492,6 +516,7 @@ async fn check(kind: JobKind, core: &Arc<Core>, scene: &Scene, why: &str) -> Job
     let protection = row.protection.as_ref();
     let state = protection.map_or("unprotected", |protection| protection.state.name());
     let test = protection.map_or("none", |protection| protection.test.name());
+    check_reports(core, &job, why).await;
     let kept = scene.servers.kept();
     let guests: Vec<bool> = kept.views.values().copied().collect();
     let done = matches!(job.state, JobState::Succeeded | JobState::Warnings);

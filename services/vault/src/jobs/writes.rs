@@ -8,7 +8,7 @@ use crate::store::inventory::{MachineRow, Protection};
 use crate::store::{StoreError, Tx};
 use continuum_model::fault::{Fault, FaultClass};
 use continuum_model::id::MachineId;
-use continuum_model::protection::Event;
+use continuum_model::protection::{Event, ProtectionState};
 use continuum_model::untrusted::shown;
 
 /// Why a change was not made.
@@ -149,7 +149,11 @@ fn told(before: &MachineRow, after: &MachineRow) -> Vec<(&'static str, String)> 
     };
     let (was, is) = (words(before), words(after));
     if was != is {
-        told.push(("state", format!("{was} → {is}")));
+        let why = match after.protection.as_ref().map(|protection| &protection.state) {
+            Some(ProtectionState::Resync { reason }) => format!(": {reason}"),
+            _ => String::new(),
+        };
+        told.push(("state", format!("{was} → {is}{why}")));
     }
     let test = |row: &MachineRow| row.protection.as_ref().map_or("none", |protection| protection.test.name());
     if test(before) != test(after) {

@@ -145,16 +145,22 @@ pub(crate) async fn report(
             } else {
                 check("source", "failed", "its agent is not connected", away)
             });
-            let data = entry.live.agent.as_ref().is_some_and(|(report, _)| report.mode == "data");
-            checks.push(if data {
-                check("mode", "ok", "replication is continuous", "")
-            } else {
-                check(
+            use continuum_model::health::Mode;
+            let mode = entry.live.agent.as_ref().and_then(|(report, _)| Mode::named(&report.mode));
+            checks.push(match mode {
+                Some(Mode::Data) => check("mode", "ok", "replication is continuous", ""),
+                Some(Mode::Interval) => check(
+                    "mode",
+                    "ok",
+                    "replication goes from cycle to cycle; a last one follows the stop",
+                    "",
+                ),
+                Some(Mode::Bitmap | Mode::CatchingUp) | None => check(
                     "mode",
                     "failed",
                     "replication is not continuous now",
-                    "wait until the machine is in data mode",
-                )
+                    "wait until the machine is in data or interval mode",
+                ),
             });
         } else if back || matches!(kind, JobKind::Reprotect | JobKind::CancelFailover) {
             home_checks(kind, name, entry, &estate, core.world.now(), &mut checks);

@@ -76,6 +76,11 @@ pub(crate) struct Params {
 pub(crate) struct FrozenPlan {
     pub(crate) name: String,
     pub(crate) rto_seconds: Option<u64>,
+    pub(crate) rpo_seconds: Option<u64>,
+    /// Of the text that was frozen.
+    pub(crate) version: u64,
+    /// SHA-256 of that text.
+    pub(crate) sha256: String,
     /// In the order in which they run.
     pub(crate) groups: Vec<FrozenGroup>,
 }

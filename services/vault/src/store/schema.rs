@@ -14,9 +14,10 @@ pub(crate) enum Dialect {
     Postgres,
 }
 
-const MIGRATIONS: [(i64, &str); 2] = [
+const MIGRATIONS: [(i64, &str); 3] = [
     (1, include_str!("../../migrations/0001_vault.sql")),
     (2, include_str!("../../migrations/0002_plan.sql")),
+    (3, include_str!("../../migrations/0003_report.sql")),
 ];
 
 impl Dialect {

@@ -54,7 +54,8 @@ impl Ctx<'_> {
         let agent = agent_of(row.id);
         self.reach(agent, "the agent of", QUICK).await?;
         let act = Act::StopSource(pb::StopSource { point_id: self.point_text()?, release: false });
-        let Answer::Barrier(barrier) = self.ask(agent, "", act, QUICK).await? else {
+        // A machine that is shut down takes its time.
+        let Answer::Barrier(barrier) = self.ask(agent, "", act, SLOW).await? else {
             return Err(odd("the agent did not say where the source stopped"));
         };
         self.facts.position = Some(barrier.sequence);
@@ -68,7 +69,7 @@ impl Ctx<'_> {
         let agent = agent_of(row.id);
         self.reach(agent, "the agent of", QUICK).await?;
         let act = Act::StopSource(pb::StopSource { point_id: String::new(), release: true });
-        self.ask(agent, "/release", act, QUICK).await.map(drop)
+        self.ask(agent, "/release", act, SLOW).await.map(drop)
     }
 
     pub(super) async fn fence(&self) -> Result<Done, Fault> {

@@ -145,7 +145,7 @@ impl Ctx<'_> {
             kind: PointKind::Bookmark.name().to_owned(),
             name: self.job.params.name.clone(),
         });
-        let Answer::Barrier(barrier) = self.ask(agent_of(row.id), "", act, QUICK).await? else {
+        let Answer::Barrier(barrier) = self.ask(agent_of(row.id), "", act, SLOW).await? else {
             return Err(odd("the agent cut no barrier"));
         };
         if !barrier.consistent {

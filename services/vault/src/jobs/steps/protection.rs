@@ -183,7 +183,8 @@ fn initial_done(entry: &MachineEntry) -> Option<Result<u64, Fault>> {
     // A moment of this protection, not of a replica that was kept from an earlier one.
     let whole = replica.epoch >= entry.row.epoch
         && agent.epoch >= entry.row.epoch
-        && agent.mode == continuum_model::health::Mode::Data.name()
+        && continuum_model::health::Mode::named(&agent.mode)
+            .is_some_and(continuum_model::health::Mode::is_whole)
         && replica.newest_point_us.is_some_and(|newest| newest >= protection.since.micros());
     whole.then_some(Ok(agent.initial_bytes_total))
 }

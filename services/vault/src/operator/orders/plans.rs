@@ -3,6 +3,7 @@
 use super::asked::Asked;
 use super::*;
 use crate::plans::{freeze, parse};
+use crate::store::jobs::FrozenPlan;
 use crate::store::plans::PlanRow;
 
 /// Whether an order about a plan is possible now; what a run needs is put into its parameters.
@@ -81,7 +82,8 @@ pub(super) async fn check(
         .spares("nothing was changed")
         .remedy("mend the plan (continuum get plans -o yaml, continuum apply -f), or register them"));
     }
-    asked.params.plan = Some(frozen);
+    let sha256 = crate::store::sha256(plan.text.as_bytes());
+    asked.params.plan = Some(FrozenPlan { version: plan.version, sha256, ..frozen });
     Ok(())
 }
 
