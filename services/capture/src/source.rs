@@ -436,8 +436,12 @@ impl Source {
     }
 
     /// One of its disks, for what the machine wrote elsewhere and brings home: written also while guests' writes are
-    /// refused. Ships nothing while paused: what is written only becomes stale in the map.
+    /// refused. Ships nothing while paused: what is written only becomes stale in the map. `None`: it is not there, or
+    /// is followed and not served here.
     pub fn homeward(&self, index: usize) -> Option<Arc<dyn BlockDevice>> {
+        if self.is_interval() {
+            return None;
+        }
         SplitDisk::homeward(self.shared.clone(), index).map(|disk| Arc::new(disk) as Arc<dyn BlockDevice>)
     }
 
@@ -706,7 +710,7 @@ impl Source {
         if !self.shared.is_halted() {
             return Err(SourceError::Digest { reason: "the machine still writes".into() });
         }
-        self.shared.digest_at_rest()
+        self.shared.digest_views()
     }
 
     /// Sends regions again, which the replica lost: from a disk's first one up to, and without, the last.

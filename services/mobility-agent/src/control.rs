@@ -678,6 +678,7 @@ impl Handler for Agent {
             Some(Act::StopSource(order)) if order.release => {
                 let (home, source) = (self.home.clone(), self.source.clone());
                 let released = tokio::task::spawn_blocking(move || {
+                    // Nothing lands any more once the machine may write.
                     home.shut();
                     source.release()
                 });

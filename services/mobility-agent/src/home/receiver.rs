@@ -223,7 +223,13 @@ impl Receiver {
                 .pause("the direction is reversed: this machine takes in what runs at the recovery site");
             let disks: Option<Vec<Arc<dyn BlockDevice>>> =
                 (0..self.disks).map(|index| self.source.homeward(index)).collect();
-            let disks = disks.ok_or_else(|| died("a disk is missing"))?;
+            let disks = disks.ok_or_else(|| {
+                let what = "the disks of this machine are followed and not served by its agent: nothing can be brought to them";
+                Fault::new(FaultClass::NotReady, "home.not-served", what)
+                    .affects("the way home of this machine")
+                    .spares("the machine at the recovery site, and these disks")
+                    .remedy("cancel the reprotect; let the machine stay, or bring its disks home by `continuum export`")
+            })?;
             let mut never_fed = [0; 16];
             SystemEntropy.fill(&mut never_fed);
             let now = SystemClock::default().wall();
