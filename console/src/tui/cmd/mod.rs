@@ -683,7 +683,7 @@ pub const REGISTRY: &[Entry] = &[
         ..entry(Action::New, "edit.new", "new")
     },
     Entry {
-        keys: &[(Context::Edited, "e"), (Context::Edited, "enter")],
+        keys: &[(Context::Edited, "e")],
         words: &["edit"],
         needs: Needs::Vault,
         risk: Risk::Ask,

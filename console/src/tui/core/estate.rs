@@ -441,6 +441,10 @@ pub fn harmless_job(job: &mut pb::Job) {
         &mut job.detail,
         &mut job.waiting_for,
     ]);
+    if let Some(approval) = &mut job.approval {
+        harmless([&mut approval.digest, &mut approval.by]);
+        approval.about.iter_mut().for_each(clean);
+    }
     for step in &mut job.steps {
         harmless([&mut step.name, &mut step.state, &mut step.detail]);
     }

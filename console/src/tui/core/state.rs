@@ -593,6 +593,15 @@ impl State {
         }
     }
 
+    /// Orders that wait for this operator's agreement.
+    pub fn waits_for_me(&self) -> usize {
+        let Some(who) = self.who.as_ref().filter(|who| who.may.iter().any(|may| may == "approve")) else {
+            return 0;
+        };
+        let waiting = self.estate.running_jobs().into_iter().filter(|job| job.waiting_for == "approval");
+        waiting.filter(|job| job.by != who.name).count()
+    }
+
     /// The alert that this place is about.
     pub fn alert_here(&self) -> Option<&pb::Alert> {
         match &self.place {

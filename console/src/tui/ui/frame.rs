@@ -86,6 +86,9 @@ pub fn navigation(state: &State, canvas: &mut Canvas<'_>) {
         let key =
             state.keys.of(action, &[super::super::cmd::Context::Global]).first().cloned().unwrap_or_default();
         let count = match action {
+            Action::GoJobs if state.waits_for_me() > 0 => {
+                format!("({running}, {} for you)", state.waits_for_me())
+            }
             Action::GoJobs if running > 0 => format!("({running})"),
             Action::GoAlerts if open > 0 => format!("({open})"),
             _ => String::new(),
@@ -251,8 +254,11 @@ pub fn footer(state: &State, canvas: &mut Canvas<'_>) {
                         && state.alert_here().is_none()
                         && state.plan_here().is_none()
             }
-            Action::Open => matches!(state.place, Place::Policies | Place::Plans | Place::Machine(..)),
-            Action::New | Action::Edit => live_only,
+            Action::Open => {
+                matches!(state.place, Place::Policies | Place::Access | Place::Audit | Place::Machine(..))
+            }
+            Action::New | Action::Edit | Action::NewToken | Action::Revoke => live_only,
+            Action::Older => state.place != Place::Audit,
             Action::DeletePolicy => live_only || state.policy_here().is_none(),
             Action::Export | Action::Columns | Action::Mark => width < 100,
             _ => false,
