@@ -710,7 +710,7 @@ impl Source {
         if !self.shared.is_halted() {
             return Err(SourceError::Digest { reason: "the machine still writes".into() });
         }
-        self.shared.digest_views()
+        self.shared.digest_at_rest()
     }
 
     /// Sends regions again, which the replica lost: from a disk's first one up to, and without, the last.
