@@ -111,7 +111,9 @@ Ctrl-C only stops watching it.
 
 Examples:
   continuum protect web-01 --policy standard --to berlin
-  continuum protect web-01 db-01 --no-wait")]
+  continuum protect web-01 db-01 --no-wait
+  continuum protect web-01 --start-at 2026-11-29T01:00:00Z --no-wait
+  continuum protect web-01 --start-at +6h --no-wait    `resume web-01` begins it now")]
     Protect(Protect),
     /// Stop replicating a machine and remove its replica and its recovery points
     #[command(after_help = "\
@@ -125,6 +127,14 @@ Asks for the machine's name typed out, because its recovery points are lost. In 
     /// Let a paused machine replicate again
     #[command(after_help = "Examples:\n  continuum resume web-01")]
     Resume(MachineOrder),
+    /// Compare all of a machine with its replica and send what differs; all recovery points stay
+    #[command(after_help = "\
+Waits for the policy's resync window unless --now is given. `pause` suspends it, an unplanned failover cancels it.
+
+Examples:
+  continuum resync web-01
+  continuum resync web-01 --now --no-wait")]
+    Resync(Resync),
     /// Give the present moment of a machine a name
     #[command(after_help = "\
 Examples:
@@ -258,7 +268,8 @@ Examples:
   continuum inspect /srv/continuum/replicas/MACHINE-ID
   continuum inspect ./MACHINE-ID --verify          read every byte against its checksum
   continuum inspect ./MACHINE-ID --points -o json | jq '.points[].time'
-  continuum inspect ./MACHINE-ID/journal/00000001 --frames -o wide")]
+  continuum inspect ./MACHINE-ID/journal/00000001 --frames -o wide
+  continuum inspect web-01.hrl --verify            a replication log, whoever wrote it")]
     Inspect(Inspect),
     /// Write a disk of a replica store, as of any moment, into an image file, without any vault
     #[command(after_help = "\
@@ -284,6 +295,9 @@ Examples:
   continuum rescue ./MACHINE-ID --scratch /var/tmp     writable: boot it, and lose what it writes
   qemu-system-x86_64 -m 2G -drive 'file=URI,format=raw'")]
     Rescue(Rescue),
+    /// Convert replication logs (.hrl) to and from a feed's frames, and put them onto an image, without any vault
+    #[command(subcommand)]
+    Hrl(Hrl),
     /// Copy a replica store with its whole history into object storage, without any vault
     #[command(after_help = "\
 Only what is not there yet travels. The archive counts when all of it is there; until then, and whatever
@@ -494,6 +508,22 @@ pub struct Protect {
     /// To which recovery site; may be left out where there is only one
     #[arg(long, value_name = "SITE")]
     pub to: Option<String>,
+    /// When the first copy begins: a time up to seven days ahead, or +N followed by s, m, h or d
+    #[arg(long, value_name = "TIME", value_parser = ahead)]
+    pub start_at: Option<i64>,
+    /// Following.
+    #[command(flatten)]
+    pub wait: Wait,
+}
+
+/// `resync`
+#[derive(Debug, Args)]
+pub struct Resync {
+    /// Which machine, by name or id
+    pub machine: String,
+    /// Do not wait for the policy's resync window
+    #[arg(long)]
+    pub now: bool,
     /// Following.
     #[command(flatten)]
     pub wait: Wait,
@@ -602,6 +632,8 @@ pub enum Rehearsed {
     Unprotect,
     /// Ending a test failover
     Cleanup,
+    /// Comparing all of source and replica
+    Resync,
 }
 
 impl Rehearsed {
@@ -613,6 +645,7 @@ impl Rehearsed {
             Self::Commit => "commit",
             Self::Unprotect => "unprotect",
             Self::Cleanup => "cleanup",
+            Self::Resync => "resync",
         }
     }
 }
@@ -831,7 +864,7 @@ pub struct TokenArgs {
 /// `inspect`
 #[derive(Debug, Args)]
 pub struct Inspect {
-    /// A replica store's folder, or any one file: a segment, a change map, staged frames, a manifest
+    /// A replica store's folder, or any one file: a segment, a change map, staged frames, a manifest, a replication log
     pub path: PathBuf,
     /// Tell every segment of the journal
     #[arg(long)]
@@ -839,7 +872,7 @@ pub struct Inspect {
     /// Tell every recovery point
     #[arg(long)]
     pub points: bool,
-    /// Tell every frame
+    /// Tell every frame; of a replication log, every write
     #[arg(long)]
     pub frames: bool,
     /// Read everything and hold it against its checksums; name what is damaged, and the moments that need it
@@ -879,6 +912,68 @@ pub struct Export {
     /// Replace an image that is there
     #[arg(long)]
     pub force: bool,
+}
+
+/// `hrl`
+#[derive(Debug, Subcommand)]
+pub enum Hrl {
+    /// Make a replication log of an agent's staged frames, or frames of logs
+    #[command(after_help = "\
+The name of what is made says the form: .hrl or .feed. Inputs are verified first; what the form cannot hold is
+told. A log knows writes and whole seconds only: barriers do not survive, zero ranges become written zeroes.
+Frames made of logs count at their end only. Several logs of one disk are put in order by their ids.
+
+Examples:
+  continuum hrl convert AGENT/staging/00000000000000000042.feed web-01.hrl --disk-size 64G
+  continuum hrl convert next.feed second.hrl --disk-size 64G --after first.hrl
+  continuum hrl convert 1.hrl 2.hrl all.feed --machine MACHINE-ID --disk 0 -o json")]
+    Convert(HrlConvert),
+    /// Put the writes of replication logs onto a raw image of their disk, in place, and read it back
+    #[command(after_help = "\
+Logs are put in order by their ids and verified to the last byte before the image is touched; one that was not
+closed is refused. Without --yes nothing is written. Done again after a crash, it ends the same.
+
+Examples:
+  continuum hrl apply 1.hrl 2.hrl disk.raw               verify, and tell what would happen
+  continuum hrl apply 1.hrl 2.hrl disk.raw --yes")]
+    Apply(HrlApply),
+}
+
+/// `hrl convert`
+#[derive(Debug, Args)]
+pub struct HrlConvert {
+    /// Logs of one disk, or files of frames in their order
+    #[arg(required = true, value_name = "IN")]
+    pub inputs: Vec<PathBuf>,
+    /// What to make: NAME.hrl or NAME.feed
+    #[arg(value_name = "OUT")]
+    pub out: PathBuf,
+    /// Which disk: of the frames that are read (where they are of several), or of those that are made [default: 0]
+    #[arg(long, value_name = "N")]
+    pub disk: Option<u16>,
+    /// How large the disk is, such as 64G; needed for a log
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub disk_size: Option<u64>,
+    /// The log that the new one goes on from
+    #[arg(long, value_name = "LOG")]
+    pub after: Option<PathBuf>,
+    /// How many bytes of zero ranges may be written out as data
+    #[arg(long, value_name = "SIZE", value_parser = size, default_value = "1G")]
+    pub zeroes_max: u64,
+    /// Whose frames are made [default: a machine named after the last log]
+    #[arg(long, value_name = "MACHINE-ID")]
+    pub machine: Option<continuum_model::id::MachineId>,
+    /// Replace what has the name already
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// `hrl apply`
+#[derive(Debug, Args)]
+pub struct HrlApply {
+    /// The logs, in any order, and last the image
+    #[arg(required = true, num_args = 2.., value_name = "LOG... IMAGE")]
+    pub paths: Vec<PathBuf>,
 }
 
 /// `archive`
@@ -1084,6 +1179,23 @@ pub struct Logout {
 fn point(text: &str) -> Result<String, String> {
     let choice: PointChoice = text.parse().map_err(|error| format!("{error}"))?;
     Ok(choice.to_string())
+}
+
+/// A moment to come: a time, or how long from now.
+fn ahead(text: &str) -> Result<i64, String> {
+    let Some(span) = text.strip_prefix('+') else { return moment(text) };
+    let wrong = || format!("{text:?} is no time ahead: write such as +90m, +6h or +2d, or RFC 3339");
+    let unit = match span.chars().last() {
+        Some('s') => 1,
+        Some('m') => 60,
+        Some('h') => 3600,
+        Some('d') => 86_400,
+        _ => return Err(wrong()),
+    };
+    let number: u32 = span[..span.len() - 1].parse().map_err(|_| wrong())?;
+    let span = std::time::Duration::from_secs(u64::from(number) * unit);
+    let now = continuum_model::world::Clock::wall(&continuum_model::world::SystemClock::default());
+    Ok(now.plus(span).micros())
 }
 
 fn moment(text: &str) -> Result<i64, String> {

@@ -34,6 +34,40 @@ pub fn machine(m: &pb::Machine) -> Doc {
         ("disks", Doc::list(&m.disks, disk)),
         ("id", Doc::text(&m.id)),
         ("test_state", Doc::text(&m.test_state)),
+        ("rpo_max_seconds", m.rpo_max_seconds.into()),
+        ("phase", Doc::text(&m.phase)),
+        ("mode_reason", Doc::text(&m.mode_reason)),
+        ("estimate_seconds", m.estimate_seconds.into()),
+        ("estimate_note", Doc::text(&m.estimate_note)),
+        ("start_at", time(m.start_at_us)),
+        ("copy_bytes_per_sec", m.copy_bytes_per_sec.into()),
+        ("hops", Doc::list(&m.hops, hop)),
+        ("spikes", Doc::list(&m.spikes, spike)),
+    ])
+}
+
+/// A place on the way to the replica.
+fn hop(hop: &pb::Hop) -> Doc {
+    Doc::Map(vec![
+        ("name", Doc::text(&hop.name)),
+        ("newest", time(hop.newest_us)),
+        ("age_seconds", hop.age_seconds.into()),
+        ("bytes", hop.bytes.into()),
+        ("of_bytes", hop.bytes_max.into()),
+        ("out_bytes_per_sec", hop.bytes_per_sec.into()),
+        ("full_in_seconds", hop.full_seconds.into()),
+        ("note", Doc::text(&hop.note)),
+    ])
+}
+
+/// A time in which RPO was far above the usual.
+fn spike(spike: &pb::Spike) -> Doc {
+    Doc::Map(vec![
+        ("started", Doc::time(spike.started_us)),
+        ("ended", time(spike.ended_us)),
+        ("worst_seconds", spike.worst_seconds.into()),
+        ("hop", Doc::text(&spike.hop)),
+        ("cause", Doc::text(&spike.cause)),
     ])
 }
 
@@ -45,8 +79,6 @@ pub fn machine_whole(m: &pb::Machine) -> Doc {
         ("protected", m.protected.into()),
         ("paused", m.paused.into()),
         ("state_reason", Doc::text(&m.state_reason)),
-        ("mode_reason", Doc::text(&m.mode_reason)),
-        ("rpo_max_seconds", m.rpo_max_seconds.into()),
         ("rpo_threshold_seconds", m.rpo_threshold_seconds.into()),
         ("oldest_point", time(m.oldest_point_us)),
         ("history_bytes", m.history_bytes.into()),
@@ -57,6 +89,8 @@ pub fn machine_whole(m: &pb::Machine) -> Doc {
         ("initial_bytes_done", m.initial_bytes_done.into()),
         ("initial_bytes_total", m.initial_bytes_total.into()),
         ("sent_bytes_total", m.sent_bytes_total.into()),
+        ("compared_bytes", m.compared_bytes.into()),
+        ("to_compare_bytes", m.to_compare_bytes.into()),
         ("process_server", Doc::text(&m.process_server)),
         ("master_target", Doc::text(&m.master_target)),
         ("epoch", m.epoch.into()),
@@ -241,6 +275,8 @@ pub fn server(s: &pb::Server) -> Doc {
         ("buffer_bytes", s.buffer_bytes.into()),
         ("buffer_bytes_max", s.buffer_bytes_max.into()),
         ("free_bytes", s.free_bytes.into()),
+        ("buffer_full_in_seconds", s.buffer_full_seconds.into()),
+        ("volume_full_in_seconds", s.volume_full_seconds.into()),
         ("bytes_per_sec", s.bytes_per_sec.into()),
         ("machines", s.machines.into()),
         ("machine", Doc::text(&s.machine)),

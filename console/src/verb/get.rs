@@ -440,7 +440,10 @@ fn policy_row(p: &pb::Policy, wide: bool) -> Vec<Cell> {
             p.history_bytes_max
                 .map_or_else(|| "as needed".to_owned(), |bytes| human::bytes(Some(bytes)))
                 .into(),
-            human::bytes(Some(p.staging_bytes_max)).into(),
+            match p.staging_bytes_max {
+                0 => "half of the disks".into(),
+                bytes => human::bytes(Some(bytes)).into(),
+            },
             if p.compression { "on" } else { "off" }.into(),
             p.id.as_str().into(),
         ]);

@@ -3,8 +3,8 @@
 //! - [`args`]: the command line and its help
 //! - [`get`], [`describe`]: what there is
 //! - [`order`], [`consent`], [`follow`], [`progress`]: what is to be done, agreed to, and watched
+//! - [`inspect`], [`export`], [`rescue`], [`archive`], [`hrl`]: stores and logs by hand, where no vault is alive
 //! - [`report`]: how drills and failovers went
-//! - [`inspect`], [`export`], [`rescue`], [`archive`]: stores by hand, where no vault is alive
 //! - [`doctor`], [`session`], [`manual`]: this machine, its profiles, its documentation
 //! - [`contract`], [`output`]: the shape of answers
 //! - [`fault`]: the shape of errors
@@ -22,6 +22,7 @@ pub mod export;
 pub mod fault;
 pub mod follow;
 pub mod get;
+pub mod hrl;
 pub mod inspect;
 pub mod lab;
 pub mod manual;
@@ -135,6 +136,7 @@ fn run(setting: &Setting, verb: Option<Verb>) -> Result<(), Fault> {
             report::verify(setting, &files)
         }
         Some(Verb::Archive(wanted)) => archive::run(setting, &wanted),
+        Some(Verb::Hrl(wanted)) => hrl::run(setting, &wanted),
         Some(Verb::Rescue(wanted)) => rescue::run(setting, &wanted),
         Some(Verb::Profiles(profiles)) => session::profiles(setting, &profiles),
         Some(Verb::Logout(logout)) => session::logout(setting, &logout),
@@ -172,6 +174,9 @@ async fn ask(setting: &Setting, verb: Verb) -> Result<(), Fault> {
         Verb::Pause(o) => order::give(setting, &o.machine, Order::Pause(pb::Pause {}), &o.wait, None).await,
         Verb::Resume(o) => {
             order::give(setting, &o.machine, Order::Resume(pb::Resume {}), &o.wait, None).await
+        }
+        Verb::Resync(o) => {
+            order::give(setting, &o.machine, Order::Resync(pb::Resync { now: o.now }), &o.wait, None).await
         }
         Verb::Bookmark(o) => {
             let order = pb::Bookmark { name: o.name, app_consistent: o.app_consistent };
@@ -259,6 +264,7 @@ async fn ask(setting: &Setting, verb: Verb) -> Result<(), Fault> {
         | Verb::Export(_)
         | Verb::Rescue(_)
         | Verb::Archive(_)
+        | Verb::Hrl(_)
         | Verb::Profiles(_)
         | Verb::Logout(_)
         | Verb::Lab(_)

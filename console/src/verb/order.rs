@@ -97,6 +97,7 @@ pub async fn protect(setting: &Setting, protect: &args::Protect) -> Result<(), F
             order: Some(Order::Protect(pb::Protect {
                 policy: policy.clone(),
                 target_site: target_site.clone(),
+                start_at_us: protect.start_at,
             })),
             ..Default::default()
         };

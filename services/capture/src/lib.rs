@@ -5,6 +5,7 @@
 //! - [`ranges`]: range locks: overlapping I/O in one order, the rest beside one another
 //! - [`bits`], [`map`]: the change map and its file; [`activity`]: what makes it survive a power cut; [`kept`]: such files
 //! - [`feed`]: the state machine of a feed: records, frames, acknowledgements, modes. No threads
+//! - [`hrl`]: replication logs in the published format; [`exchange`]: from and to a feed's frames, and onto an image
 //! - [`staging`], [`progress`]: what survives of a feed when its process dies
 //! - [`source`]: one machine with all its disks, as the agent drives it
 //! - [`interval`]: a source whose changes come in cycles, what its front end must hold to; `cycles`: who drives it
@@ -23,8 +24,10 @@ pub mod block_server;
 pub mod compare;
 mod cycles;
 pub mod disk;
+pub mod exchange;
 pub mod feed;
 pub mod freeze;
+pub mod hrl;
 pub mod interval;
 pub mod kept;
 mod kernel;
@@ -45,6 +48,6 @@ pub use block_server::BlockServer;
 pub use compare::ReplicaSums;
 pub use disk::{FileDisk, SourceDisk};
 pub use feed::interval::Intervals;
-pub use feed::{AckAhead, Connected, Next, ReplicaState};
+pub use feed::{AckAhead, Connected, ModeChange, Next, ReplicaState};
 pub use interval::ChangeTracker;
 pub use source::{Source, SourceConfig, SourceError, SourceStatus};

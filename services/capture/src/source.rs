@@ -16,10 +16,11 @@ use crate::background;
 use crate::compare::{AskReplica, ReplicaSums};
 use crate::cycles;
 use crate::disk::SourceDisk;
+use crate::feed::compare::Resync;
 use crate::feed::interval::{Answer, Intervals, Want};
 use crate::feed::link::Halted;
 use crate::feed::queue::Peek;
-use crate::feed::{AckAhead, Connected, Feed, Next, ReplicaState, Totals};
+use crate::feed::{AckAhead, Connected, Feed, ModeChange, Next, ReplicaState, Totals};
 use crate::interval::{ChangeTracker, Slot};
 use crate::map::{self, ChangeMap};
 use crate::nbd::BlockDevice;
@@ -178,7 +179,9 @@ pub struct SourceStatus {
     pub active_bytes: u64,
     /// Bytes of frames that are not acknowledged.
     pub waiting_bytes: u64,
-    /// Of those, bytes on disk.
+    /// Of those, bytes that the present stream was not given yet.
+    pub unsent_bytes: u64,
+    /// Of those that are not acknowledged, bytes on disk.
     pub staged_bytes: u64,
     /// The most that may wait.
     pub staging_max: u64,
@@ -192,9 +195,17 @@ pub struct SourceStatus {
     pub guest: GuestIo,
     /// The newest record.
     pub newest: (Sequence, Timestamp),
+    /// The newest moment that the present stream was given.
+    pub sent_time: Timestamp,
+    /// The newest moment that the target made durable.
+    pub acknowledged_time: Timestamp,
+    /// The newest changes of mode, oldest first.
+    pub changes: Vec<ModeChange>,
+    /// The resync under way.
+    pub resync: Option<Resync>,
     /// The epoch of the last stream.
     pub epoch: Epoch,
-    /// Why a map could not be believed at the start, where that was so.
+    /// Why a map could not be believed at the start, or the replica since then, where that was so.
     pub doubt: Option<String>,
     /// What of the agent's own files does not work now: maps, staging.
     pub faults: Vec<String>,
@@ -613,6 +624,16 @@ impl Source {
         self.shared.with_feed(|feed| feed.send_again(lost, self.shared.clock.wall()))
     }
 
+    /// Compares all of source and replica and sends what differs; at once, or as soon as something is shipped again.
+    pub fn compare_all(&self, reason: &str) {
+        self.shared.with_feed(|feed| feed.compare_all(reason, self.shared.clock.wall()));
+    }
+
+    /// Whether a resync waits or is under way.
+    pub fn is_in_doubt(&self) -> bool {
+        self.shared.feed().resync().is_some()
+    }
+
     /// How it is.
     pub fn status(&self) -> SourceStatus {
         let guest = self.shared.io.now();
@@ -626,6 +647,11 @@ impl Source {
             dirty_bytes: feed.dirty_bytes(),
             active_bytes: feed.maps().iter().map(ChangeMap::active_bytes).sum(),
             waiting_bytes: queue.bytes(),
+            unsent_bytes: queue.unsent_bytes(),
+            sent_time: queue.sent_time(),
+            acknowledged_time: queue.acked_time(),
+            changes: feed.changes().iter().cloned().collect(),
+            resync: feed.resync(),
             staged_bytes: queue.staged_bytes(),
             staging_max: queue.bytes_max(),
             waiting_frames: queue.len(),
@@ -634,7 +660,11 @@ impl Source {
             guest,
             newest: feed.newest(),
             epoch: feed.epoch(),
-            doubt: feed.tracking_doubt().map(str::to_owned).or_else(|| self.doubt.clone()),
+            doubt: feed
+                .tracking_doubt()
+                .or_else(|| feed.doubted_since())
+                .map(str::to_owned)
+                .or_else(|| self.doubt.clone()),
             halted: self.shared.is_halted(),
             faults: faults.map(str::to_owned).collect(),
         }

@@ -513,6 +513,7 @@ impl Lab {
                 order: Some(pb::order_request::Order::Protect(pb::Protect {
                     policy: "default".into(),
                     target_site: SECONDARY.into(),
+                    start_at_us: None,
                 })),
                 ..Default::default()
             };

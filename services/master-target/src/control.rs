@@ -138,6 +138,7 @@ impl Target {
             reported.up_to = last.position;
         }
         let micros = |at: Timestamp| at.micros();
+        let (appending, longest) = replica.busy.told();
         let rewrites = store.rewrites();
         let thinned = if reported.rewrites == rewrites { Vec::new() } else { store.thinned() };
         reported.rewrites = rewrites;
@@ -164,6 +165,9 @@ impl Target {
                 .collect(),
             warnings: replica.warnings().iter().map(grpc::fault_to_proto).collect(),
             unreadable: store.unreadable().iter().map(blocks_to_proto).collect(),
+            waiting_bytes: replica.busy.waiting.load(std::sync::atomic::Ordering::Relaxed),
+            appending_us: u64::try_from(appending.as_micros()).unwrap_or(u64::MAX),
+            append_us_max: u64::try_from(longest.as_micros()).unwrap_or(u64::MAX),
         }
     }
 
@@ -254,7 +258,8 @@ impl Target {
             | Act::ReconnectNow(_)
             | Act::SourceDigest(_)
             | Act::StopSource(_)
-            | Act::SendAgain(_) => {
+            | Act::SendAgain(_)
+            | Act::CompareAll(_) => {
                 Err(Fault::new(FaultClass::Usage, "command.unknown", "a master target does not do that"))
             }
         }

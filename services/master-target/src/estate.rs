@@ -11,6 +11,7 @@
 //!
 //! A replica whose store cannot be opened is told with its reason and refuses frames; the others go on.
 
+use crate::busy::Busy;
 use crate::{fault, seed};
 use continuum_model::fault::{Fault, FaultClass};
 use continuum_model::id::{DiskId, MachineId};
@@ -81,6 +82,8 @@ pub struct Replica {
     pub assigned: Mutex<Assigned>,
     /// The store, or why it could not be opened.
     store: Result<Arc<Store>, Fault>,
+    /// How busy its disk is.
+    pub(crate) busy: Arc<Busy>,
     /// Listed points that were already reported, by position.
     pub(crate) reported: Mutex<Reported>,
     /// What is wrong with it, by code, though it takes frames.
@@ -294,6 +297,7 @@ impl Replica {
         Self {
             assigned: Mutex::new(assigned),
             store,
+            busy: Arc::default(),
             reported: Mutex::default(),
             warnings: Mutex::default(),
             seeding: AtomicBool::new(false),

@@ -12,6 +12,7 @@
 
 pub mod bare;
 pub mod bring_up;
+mod busy;
 pub mod control;
 pub mod estate;
 pub mod receive;

@@ -10,8 +10,9 @@ use continuum_capture::{
 use continuum_model::fault::{Fault, FaultClass};
 use continuum_model::feed::BarrierKind;
 use continuum_model::health::Mode;
+use continuum_model::hours::Weekday;
 use continuum_model::id::{DiskId, MachineId, PointId};
-use continuum_model::units::{DiskIndex, Epoch};
+use continuum_model::units::{Bytes, DiskIndex, Epoch};
 use continuum_model::world::{Clock, SystemClock, SystemEntropy};
 use continuum_proto::v1 as pb;
 use continuum_wire::grpc;
@@ -19,6 +20,7 @@ use continuum_wire::session::{self, Handler, Outbox, Progress};
 use continuum_wire::tls::Credentials;
 use pb::{command_result, server_message, vault_message};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
@@ -79,6 +81,10 @@ struct Agent {
     retry_now: Arc<Notify>,
     report_now: Arc<Notify>,
     sums: Arc<Sums>,
+    /// A resync that was ordered does not wait for its window.
+    resync_now: AtomicBool,
+    /// A resync waits for its window.
+    waits: AtomicBool,
 }
 
 /// Runs until `stop`. Disks that are served here are so from the first moment.
@@ -141,6 +147,8 @@ pub async fn run(
         retry_now: Arc::default(),
         report_now: Arc::default(),
         sums: Arc::default(),
+        resync_now: AtomicBool::new(false),
+        waits: AtomicBool::new(false),
         config,
     });
     let sums = agent.sums.clone();
@@ -159,8 +167,9 @@ pub async fn run(
         async move { session::dial_and_renew(&credentials, &vault).await }
     };
     let session = session::run(dial, agent.clone(), agent.report_now.clone(), stop.clone());
-    let points = agent.cut_points(stop);
-    tokio::join!(sending, session, points);
+    let points = agent.cut_points(stop.clone());
+    let steering = agent.keep_steering(stop);
+    tokio::join!(sending, session, points, steering);
     // Guests leave first; then what waits is staged and the maps are closed, so that the next start believes them.
     agent.sums.close();
     let closed = tokio::task::spawn_blocking(move || match &agent.server {
@@ -203,6 +212,67 @@ fn cause(error: &dyn std::error::Error) -> String {
 impl Agent {
     fn assigned_now(&self) -> pb::AgentAssignment {
         self.assigned.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Sets what the feed is to do by what was assigned, by what it doubts, and by the hour.
+    fn steer(&self) {
+        let assignment = self.assigned_now();
+        let in_doubt = self.source.is_in_doubt();
+        if !in_doubt {
+            self.resync_now.store(false, Ordering::Relaxed);
+        }
+        let at_once = assignment.initial || assignment.resync_now || self.resync_now.load(Ordering::Relaxed);
+        let window = assignment
+            .policy
+            .as_ref()
+            .filter(|_| in_doubt && !at_once)
+            .and_then(|policy| policy.resync_window.as_ref())
+            // What the vault took as valid is; what is not is no reason to wait for ever.
+            .and_then(|hours| continuum_wire::policy::hours_from(hours).ok());
+        let (day, minute) = local_now();
+        let window = window.filter(|window| !window.contains(day, minute));
+        self.waits.store(window.is_some(), Ordering::Relaxed);
+        let course = if assignment.machine_id.is_empty() {
+            Course::Wait
+        } else if assignment.fenced {
+            Course::Hold(
+                "this machine was failed over: its writes are remembered here and not replicated".into(),
+            )
+        } else if !assignment.replicate {
+            Course::Hold("this machine is not protected".into())
+        } else if assignment.paused {
+            Course::Hold(if assignment.hold_reason.is_empty() {
+                "an operator paused replication".into()
+            } else {
+                assignment.hold_reason.clone()
+            })
+        } else if let Some(window) = window {
+            Course::Hold(format!("resync required, and it waits for its window ({window}, local time)"))
+        } else if assignment.process_server_address.is_empty() {
+            Course::Wait
+        } else {
+            Course::Ship(Route {
+                machine: self.machine,
+                epoch: Epoch(assignment.epoch),
+                address: assignment.process_server_address,
+                server: assignment.process_server_id,
+            })
+        };
+        self.course.send_if_modified(|current| {
+            let changed = *current != course;
+            *current = course;
+            changed
+        });
+    }
+
+    /// Steers twice a second: the feed may have come to doubt its replica, and the hours pass.
+    async fn keep_steering(&self, stop: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(Duration::from_millis(500)) => self.steer(),
+            }
+        }
     }
 
     /// Cuts crash-consistent points as often as the policy asks, whenever the feed is whole.
@@ -251,6 +321,13 @@ impl Agent {
             })
             .collect()
     }
+}
+
+/// The weekday and the minute of the day here, by local time.
+fn local_now() -> (Weekday, u32) {
+    use chrono::{Datelike, Timelike};
+    let now = chrono::Local::now();
+    (Weekday::from_monday(now.weekday().num_days_from_monday()), now.hour() * 60 + now.minute())
 }
 
 /// Why the feed is not whole, and what of the agent's own files does not work, in one text.
@@ -312,6 +389,26 @@ impl Handler for Agent {
             next_retry_us: link.next_retry.map_or(0, |at| at.micros()),
             newest_sequence: status.newest.0.0,
             newest_time_us: status.newest.1.micros(),
+            unsent_bytes: status.unsent_bytes,
+            sent_time_us: status.sent_time.micros(),
+            acknowledged_time_us: status.acknowledged_time.micros(),
+            mode_changes: status
+                .changes
+                .iter()
+                .map(|change| pb::ModeChange {
+                    at_us: change.at.micros(),
+                    mode: change.mode.name().into(),
+                    reason: change.reason.clone(),
+                })
+                .collect(),
+            phase: match status.resync {
+                Some(_) if self.waits.load(Ordering::Relaxed) => "waiting-for-window".into(),
+                Some(resync) => resync.phase.name().into(),
+                None => String::new(),
+            },
+            compared_bytes: status.resync.map_or(0, |resync| resync.compared_bytes),
+            to_compare_bytes: status.resync.map_or(0, |resync| resync.to_compare_bytes),
+            equal_bytes_total: status.totals.equal,
             doubt: status.doubt.unwrap_or_default(),
             epoch: assigned.epoch,
             fenced: link.fenced || assigned.fenced,
@@ -330,7 +427,9 @@ impl Handler for Agent {
             return;
         }
         if let Some(policy) = &assignment.policy {
-            self.source.set_staging_max(policy.staging_bytes_max.max(64 << 20));
+            let disks: u64 = self.source.sizes().iter().sum();
+            let budget = continuum_model::policy::staging_for(Bytes(policy.staging_bytes_max), Bytes(disks));
+            self.source.set_staging_max(budget.0);
             self.source.set_intervals(Intervals {
                 cycle: Duration::from_secs(policy.replication_interval_seconds),
                 crash_point: Duration::from_secs(policy.crash_point_seconds),
@@ -354,28 +453,8 @@ impl Handler for Agent {
                 release();
             }
         }
-        let course = if assignment.fenced {
-            Course::Hold("this machine was failed over: its writes are remembered here and not replicated")
-        } else if !assignment.replicate {
-            Course::Hold("this machine is not protected")
-        } else if assignment.paused {
-            Course::Hold("an operator paused replication")
-        } else if assignment.process_server_address.is_empty() {
-            Course::Wait
-        } else {
-            Course::Ship(Route {
-                machine: self.machine,
-                epoch: Epoch(assignment.epoch),
-                address: assignment.process_server_address.clone(),
-                server: assignment.process_server_id.clone(),
-            })
-        };
         *self.assigned.lock().unwrap_or_else(PoisonError::into_inner) = assignment;
-        self.course.send_if_modified(|current| {
-            let changed = *current != course;
-            *current = course;
-            changed
-        });
+        self.steer();
     }
 
     async fn command(
@@ -442,6 +521,13 @@ impl Handler for Agent {
                 let marked = self.source.send_again(&lost);
                 marked.map_err(|error| refused("blocks.invalid", error.to_string()))?;
                 Ok(command_result::Result::Done(pb::Done { detail: "they are sent again".into() }))
+            }
+            Some(Act::CompareAll(order)) => {
+                self.resync_now.store(order.now, Ordering::Relaxed);
+                self.source
+                    .compare_all("an operator ordered a resync: all of source and replica is compared");
+                self.steer();
+                Ok(command_result::Result::Done(pb::Done { detail: "everything is compared".into() }))
             }
             Some(Act::ReconnectNow(_)) => {
                 self.retry_now.notify_one();

@@ -38,7 +38,7 @@ pub enum Course {
     /// Nobody said where to ship yet: changes wait, and are staged.
     Wait,
     /// Only the map grows, for this reason.
-    Hold(&'static str),
+    Hold(String),
     /// Ship.
     Ship(Route),
 }
@@ -77,7 +77,7 @@ pub async fn run(
         let wanted = match wanted {
             Course::Ship(route) => route,
             Course::Wait | Course::Hold(_) => {
-                if let Course::Hold(reason) = wanted {
+                if let Course::Hold(reason) = &wanted {
                     source.pause(reason);
                 }
                 tell(&|link| *link = Link::default());

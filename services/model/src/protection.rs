@@ -46,6 +46,9 @@ pub enum ProtectionState {
     Resync {
         /// Why it was needed.
         reason: String,
+        /// An operator suspended it: the change map goes on.
+        #[serde(default)]
+        paused: bool,
     },
     /// A failover is under way.
     FailingOver {
@@ -155,7 +158,12 @@ impl ProtectionState {
 
     /// Whether an operator paused it.
     pub const fn is_paused(&self) -> bool {
-        matches!(self, Self::InitialReplication { paused: true } | Self::Protected { paused: true })
+        matches!(
+            self,
+            Self::InitialReplication { paused: true }
+                | Self::Protected { paused: true }
+                | Self::Resync { paused: true, .. }
+        )
     }
 
     /// Whether the source should be shipping its changes.
@@ -165,7 +173,7 @@ impl ProtectionState {
             Self::InitialReplication { paused: false }
                 | Self::InitialReplicationFailed { .. }
                 | Self::Protected { paused: false }
-                | Self::Resync { .. }
+                | Self::Resync { paused: false, .. }
         )
     }
 
@@ -189,7 +197,9 @@ impl ProtectionState {
 
             (S::Protected { paused: false }, E::Pause) => S::Protected { paused: true },
             (S::Protected { paused: true }, E::Resume) => S::Protected { paused: false },
-            (S::Protected { .. }, E::ResyncRequired { reason }) => S::Resync { reason },
+            (S::Protected { paused }, E::ResyncRequired { reason }) => S::Resync { reason, paused },
+            (S::Resync { reason, paused: false }, E::Pause) => S::Resync { reason, paused: true },
+            (S::Resync { reason, paused: true }, E::Resume) => S::Resync { reason, paused: false },
             (S::Resync { .. }, E::ResyncDone) => S::Protected { paused: false },
 
             // A planned failover needs a live feed; an unplanned one needs only a point.
@@ -208,6 +218,7 @@ impl ProtectionState {
             // The source may have written on: only a comparison tells what differs.
             (S::CommitPending { .. }, E::CancelFailover) => S::Resync {
                 reason: "the failover was cancelled: the source is compared with the replica".into(),
+                paused: false,
             },
 
             (
@@ -253,10 +264,20 @@ impl ProtectionState {
         match event {
             E::Retry => matches!(self, S::EnablingFailed { .. } | S::InitialReplicationFailed { .. }),
             E::Pause => {
-                matches!(self, S::InitialReplication { paused: false } | S::Protected { paused: false })
+                matches!(
+                    self,
+                    S::InitialReplication { paused: false }
+                        | S::Protected { paused: false }
+                        | S::Resync { paused: false, .. }
+                )
             }
             E::Resume => {
-                matches!(self, S::InitialReplication { paused: true } | S::Protected { paused: true })
+                matches!(
+                    self,
+                    S::InitialReplication { paused: true }
+                        | S::Protected { paused: true }
+                        | S::Resync { paused: true, .. }
+                )
             }
             E::FailOver { kind: FailoverKind::Planned } => matches!(self, S::Protected { paused: false }),
             E::FailOver { kind: FailoverKind::Unplanned } => {
@@ -360,7 +381,8 @@ mod tests {
             S::InitialReplicationFailed { reason: reason() },
             S::Protected { paused: false },
             S::Protected { paused: true },
-            S::Resync { reason: reason() },
+            S::Resync { reason: reason(), paused: false },
+            S::Resync { reason: reason(), paused: true },
             S::FailingOver { kind: FailoverKind::Unplanned, from: Box::new(S::Protected { paused: true }) },
             S::CommitPending { kind: FailoverKind::Unplanned },
             S::Committed,

@@ -128,6 +128,14 @@ impl Handler for Session {
                     target_connected: relay.target_connected,
                     backlog_bytes: relay.backlog_bytes,
                     fault: relay.fault.as_ref().map(grpc::fault_to_proto),
+                    received_time_us: relay.times.0,
+                    forwarded_time_us: relay.times.1,
+                    acknowledged_time_us: relay.times.2,
+                    on_way_bytes: relay.on_way_bytes,
+                    received_bytes_total: relay.received_bytes,
+                    forwarded_bytes_total: relay.forwarded_bytes,
+                    full: relay.full,
+                    held_up_by: relay.held_up_by.into(),
                 })
                 .collect(),
         })

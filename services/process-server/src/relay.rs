@@ -23,6 +23,7 @@ use continuum_model::units::FrameNumber;
 use continuum_wire::channel::{self, Hello, Incoming, Message, Receiver, Sender, Welcome};
 use continuum_wire::identity::Role;
 use continuum_wire::tls::Credentials;
+use std::collections::VecDeque;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -69,6 +70,7 @@ pub(crate) async fn carry(
         means: means.clone(),
         more: Notify::new(),
         sent: AtomicU64::new(welcome.number.0),
+        on_way: std::sync::Mutex::default(),
         gauge: gauge.clone(),
         compression: assigned.compression,
     };
@@ -117,6 +119,9 @@ struct Lane {
     more: Notify,
     /// The last frame that was sent to the target.
     sent: AtomicU64,
+    /// Frames that were sent to it and not acknowledged, with their bytes. As many as fit into the link and the
+    /// target's queue, which are bounded.
+    on_way: std::sync::Mutex<VecDeque<(u64, u64)>>,
     gauge: Arc<Gauge>,
     compression: bool,
 }
@@ -130,6 +135,7 @@ impl Lane {
                 Message::Ack(_) => return Err(unexpected()),
             };
             self.gauge.received.fetch_add(envelope.len() as u64, Ordering::Relaxed);
+            self.gauge.received_time.fetch_max(envelope.head.last_time.micros(), Ordering::Relaxed);
             match order.take(&envelope.head).map_err(|fault| *fault)? {
                 Take::Next => self.keep(Box::new(envelope)).await?,
                 Take::Duplicate => {
@@ -158,8 +164,10 @@ impl Lane {
                     Err(back) => envelope = back,
                 }
             }
+            self.gauge.full.store(true, Ordering::Relaxed);
             freed.await;
         }
+        self.gauge.full.store(false, Ordering::Relaxed);
         self.gauge.backlog.store(self.spool.bytes(), Ordering::Relaxed);
         self.more.notify_one();
         Ok(())
@@ -220,11 +228,13 @@ impl Lane {
             let waiting = self.spool.bytes();
             self.gauge.backlog.store(waiting, Ordering::Relaxed);
             adaptive.packed(effort, payload, envelope.stored.len() < payload);
-            adaptive.held_up_by(match out.capacity() {
+            let bottleneck = match out.capacity() {
                 0 => Bottleneck::Link,
                 PACKED if starved && waiting > 0 => Bottleneck::Work,
                 _ => Bottleneck::Nothing,
-            });
+            };
+            self.gauge.held_up_by(bottleneck);
+            adaptive.held_up_by(bottleneck);
             if out.send(envelope).await.is_err() {
                 // The sending half ended, and says why.
                 std::future::pending::<()>().await;
@@ -247,8 +257,12 @@ impl Lane {
             let (number, length) = (envelope.head.identity.number, envelope.len() as u64);
             // Before it is sent: its acknowledgement may be back before `frame` returns.
             self.sent.store(number.0, Ordering::Release);
+            self.on_way().push_back((number.0, length));
+            self.gauge.on_way.fetch_add(length, Ordering::Relaxed);
+            let newest = envelope.head.last_time.micros();
             target.frame(&envelope).await?;
             self.gauge.forwarded.fetch_add(length, Ordering::Relaxed);
+            self.gauge.forwarded_time.fetch_max(newest, Ordering::Relaxed);
         }
     }
 
@@ -268,6 +282,8 @@ impl Lane {
                         agent.ack(ack).await?;
                     }
                     self.gauge.acknowledged.store(ack.number.0, Ordering::Relaxed);
+                    self.gauge.acknowledged_time.store(ack.newest.micros(), Ordering::Relaxed);
+                    self.arrived(ack.number);
                 }
                 Message::Refused(fault) => return Err(fault),
                 Message::Frame(_) => return Err(unexpected()),
@@ -277,6 +293,17 @@ impl Lane {
             .affects("new changes wait at the source")
             .spares("writes of the machine, and all recovery points")
             .remedy("nothing: it is opened again"))
+    }
+
+    fn on_way(&self) -> std::sync::MutexGuard<'_, VecDeque<(u64, u64)>> {
+        self.on_way.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn arrived(&self, number: FrameNumber) {
+        let mut on_way = self.on_way();
+        while let Some((_, length)) = on_way.pop_front_if(|(first, _)| *first <= number.0) {
+            self.gauge.on_way.fetch_sub(length, Ordering::Relaxed);
+        }
     }
 
     /// Runs what blocks or computes on one of few threads.

@@ -10,6 +10,7 @@
 //!
 //! Invariants: a machine has at most one stream, the newest; a stream ends as soon as its assignment does.
 
+use crate::compress::Bottleneck;
 use crate::order::{no_right, other_epoch};
 use crate::relay::{self, Means};
 use crate::spool::Pool;
@@ -24,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::future::Future;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
@@ -88,6 +89,14 @@ pub struct RelayStatus {
     pub received_bytes: u64,
     /// Bytes sent to the target since this process started.
     pub forwarded_bytes: u64,
+    /// The newest moments received, given to the link to the target, and durable there, in microseconds; 0: none yet.
+    pub times: (i64, i64, i64),
+    /// Bytes given to that link and not acknowledged.
+    pub on_way_bytes: u64,
+    /// It takes nothing more until there is room.
+    pub full: bool,
+    /// What frames waited for last: `link`, `work`, or nothing.
+    pub held_up_by: &'static str,
     /// Frames that came again and were dropped.
     pub duplicates: u64,
     /// The last acknowledgement that was passed on.
@@ -104,6 +113,12 @@ pub(crate) struct Gauge {
     pub backlog: AtomicU64,
     pub received: AtomicU64,
     pub forwarded: AtomicU64,
+    pub received_time: AtomicI64,
+    pub forwarded_time: AtomicI64,
+    pub acknowledged_time: AtomicI64,
+    pub on_way: AtomicU64,
+    pub full: AtomicBool,
+    held_up: AtomicU8,
     pub duplicates: AtomicU64,
     pub acknowledged: AtomicU64,
     disk_failed: AtomicBool,
@@ -111,6 +126,9 @@ pub(crate) struct Gauge {
 }
 
 impl Gauge {
+    pub fn held_up_by(&self, what: Bottleneck) {
+        self.held_up.store(what as u8, Ordering::Relaxed);
+    }
     pub fn well(&self) {
         self.disk_failed.store(false, Ordering::Relaxed);
         *self.fault.lock().unwrap_or_else(PoisonError::into_inner) = None;
@@ -156,6 +174,9 @@ impl Drop for Presence {
     fn drop(&mut self) {
         (self.side)(&self.gauge).fetch_sub(1, Ordering::Relaxed);
         self.gauge.backlog.store(0, Ordering::Relaxed);
+        self.gauge.on_way.store(0, Ordering::Relaxed);
+        self.gauge.full.store(false, Ordering::Relaxed);
+        self.gauge.held_up_by(Bottleneck::Nothing);
     }
 }
 
@@ -421,6 +442,18 @@ impl Relay {
             backlog_bytes: read(&gauge.backlog),
             received_bytes: read(&gauge.received),
             forwarded_bytes: read(&gauge.forwarded),
+            times: (
+                gauge.received_time.load(Ordering::Relaxed),
+                gauge.forwarded_time.load(Ordering::Relaxed),
+                gauge.acknowledged_time.load(Ordering::Relaxed),
+            ),
+            on_way_bytes: read(&gauge.on_way),
+            full: gauge.full.load(Ordering::Relaxed),
+            held_up_by: match gauge.held_up.load(Ordering::Relaxed) {
+                n if n == Bottleneck::Link as u8 => "link",
+                n if n == Bottleneck::Work as u8 => "work",
+                _ => "",
+            },
             duplicates: read(&gauge.duplicates),
             acknowledged: FrameNumber(read(&gauge.acknowledged)),
             fault: gauge.fault.lock().unwrap_or_else(PoisonError::into_inner).clone(),

@@ -88,6 +88,7 @@ impl OperatorRole {
                 | Right::Order(
                     K::Pause
                         | K::Resume
+                        | K::Resync
                         | K::RetryNow
                         | K::TestFailover
                         | K::Cleanup
@@ -116,6 +117,7 @@ impl OperatorRole {
                             | K::SetPolicy
                             | K::Pause
                             | K::Resume
+                            | K::Resync
                             | K::Bookmark
                             | K::Pin
                             | K::Acknowledge

@@ -117,6 +117,15 @@ impl Core {
         news.extend(core.store.alerts(200).await?.into_iter().map(News::Alert));
         news.extend(core.store.events(1000).await?.into_iter().map(News::Event));
         core.apply(news);
+        let spikes = core.store.spikes().await?;
+        {
+            let mut estate = core.estate();
+            for spike in spikes {
+                if let Some(entry) = estate.machines.get_mut(&spike.machine) {
+                    entry.live.truth.spikes.push_back(spike);
+                }
+            }
+        }
         Ok(core)
     }
 

@@ -12,6 +12,7 @@ use crate::estate::{Estate, MachineEntry, ServerEntry, agent_of};
 use crate::project;
 use crate::store::StoreError;
 use crate::store::news::AlertRow;
+use crate::truth;
 use continuum_model::health::{Health, Mode, Symptom};
 use continuum_model::id::{AlertId, MachineId, ServerId};
 use continuum_model::protection::{ProtectionState, TestState};
@@ -41,7 +42,17 @@ pub(crate) async fn run(core: Arc<Core>, every: Duration) {
             tracing::error!("grants were not read: {error}");
         }
         let (machines, servers) = measure(&core);
+        let ended = {
+            let now = core.world.now();
+            truth::measure(&mut core.estate(), now)
+        };
+        if let Err(error) = truth::keep(&core, ended).await {
+            tracing::error!("spikes of RPO were not stored: {error}");
+        }
         core.publish(&machines, &servers);
+        if let Err(error) = crate::jobs::starts::begin_due(&core).await {
+            tracing::error!("first copies that are due did not begin: {error}");
+        }
         if let Err(error) = alerts(&core, &mut since).await {
             tracing::error!("alerts were not stored: {error}");
         }
@@ -150,17 +161,30 @@ fn machine_symptoms(core: &Core, estate: &Estate, entry: &MachineEntry, now: Tim
             ));
             false
         }
-        ProtectionState::Resync { reason } => {
+        ProtectionState::Resync { reason, paused } => {
             found.push(symptom(
                 "resync.required",
                 Health::Critical,
                 format!("source and replica must be compared: {}", shown(reason)),
-                "nothing to do: it is under way; earlier recovery points stay valid",
+                match (paused, live.agent.as_ref().map(|(agent, _)| agent.phase.as_str())) {
+                    (true, _) => "resume it; earlier recovery points stay valid",
+                    (_, Some("waiting-for-window")) => {
+                        "it waits for the policy's resync window; `continuum resync --now` begins it now"
+                    }
+                    _ => "nothing to do: it is under way; earlier recovery points stay valid",
+                },
             ));
-            true
+            !paused
         }
         ProtectionState::InitialReplication { paused } | ProtectionState::Protected { paused } => {
-            if *paused {
+            if let Some(at) = protection.start_at.filter(|_| *paused) {
+                found.push(symptom(
+                    "replication.waiting",
+                    Health::Warning,
+                    format!("the first copy begins at {at}"),
+                    "resume it to begin now",
+                ));
+            } else if *paused {
                 found.push(symptom(
                     "replication.paused",
                     Health::Warning,
@@ -208,6 +232,10 @@ fn machine_symptoms(core: &Core, estate: &Estate, entry: &MachineEntry, now: Tim
             ));
         }
         buffer("staging", agent.staged_bytes, agent.staged_bytes_max, core, &mut found);
+        let free = estate.servers.get(&agent_of(entry.row.id)).and_then(|server| server.live.load.as_ref());
+        let room = truth::staging_room(agent, free.map(|load| load.free_bytes));
+        let until = live.truth.staging.until(room);
+        full_soon("staging", until, core.thresholds.buffer_full, Bytes(agent.in_flight_bytes), &mut found);
         let told: Vec<(&str, u32)> = agent.disks.iter().map(|disk| (disk.id.as_str(), disk.index)).collect();
         let known: Vec<(String, u32)> =
             entry.row.disks.iter().map(|disk| (disk.id.to_string(), u32::from(disk.index))).collect();
@@ -272,8 +300,15 @@ fn rpo_symptoms(
         found.push(symptom(
             "rpo.exceeded",
             Health::Critical,
-            format!("the newest moment that can be brought up is {age:.0} s old; {threshold} s are promised"),
-            "see connections, backlog and churn of the machine",
+            match entry.live.truth.now(entry.row.id) {
+                Some(spike) => format!(
+                    "the newest moment that can be brought up is {age:.0} s old; {threshold} s are promised. Cause ({}): {}",
+                    spike.hop.name(),
+                    spike.cause
+                ),
+                None => format!("the newest moment that can be brought up is {age:.0} s old; {threshold} s are promised"),
+            },
+            "see the hops of the machine: continuum describe machine",
         ));
     }
 }
@@ -331,6 +366,30 @@ fn buffer(what: &str, used: u64, max: u64, core: &Core, found: &mut Vec<Symptom>
     ));
 }
 
+/// Told before a buffer is full, from the rate at which it fills.
+fn full_soon(
+    what: &str,
+    until: Option<f64>,
+    (warning, critical): (Duration, Duration),
+    bytes: Bytes,
+    found: &mut Vec<Symptom>,
+) {
+    let Some(seconds) = until.filter(|seconds| *seconds < warning.as_secs_f64()) else { return };
+    let severity = if seconds < critical.as_secs_f64() { Health::Critical } else { Health::Warning };
+    let span = match seconds as u64 {
+        seconds @ 0..120 => format!("{seconds} s"),
+        seconds @ 120..7200 => format!("{} min", seconds / 60),
+        seconds => format!("{} h", seconds / 3600),
+    };
+    let (state, remedy) = match what {
+        "volume" => ("free now", "grow the volume, shorten retention, or give policies a history_bytes_max"),
+        "spool" => ("in it now", "see the link to the recovery site; agents stage what it does not take"),
+        _ => ("waiting now", "see the hops of the machine; when it is full only the change map grows"),
+    };
+    let text = format!("the {what} is full in {span} at the present rate ({bytes} {state})");
+    found.push(symptom(&format!("{what}.full-soon"), severity, text, remedy));
+}
+
 fn server_symptoms(core: &Core, entry: &ServerEntry, now: Timestamp) -> Vec<Symptom> {
     let mut found = Vec::new();
     if entry.row.role == "vault" {
@@ -362,6 +421,11 @@ fn server_symptoms(core: &Core, entry: &ServerEntry, now: Timestamp) -> Vec<Symp
     }
     if let Some((used, max)) = live.spool {
         buffer("spool", used, max, core, &mut found);
+        full_soon("spool", live.spool_until(), core.thresholds.buffer_full, Bytes(used), &mut found);
+    }
+    if let Some(load) = &live.load {
+        let used = Bytes(load.free_bytes);
+        full_soon("volume", live.volume_until(), core.thresholds.volume_full, used, &mut found);
     }
     let offset = Duration::from_micros(live.clock_offset.unsigned_abs());
     if live.connected && offset > core.thresholds.clock_offset {
@@ -392,7 +456,10 @@ async fn alerts(
         for entry in estate.machines.values() {
             for symptom in &entry.live.symptoms {
                 // A pause is a person's own doing, and so is what they left to look at.
-                if matches!(symptom.code.as_str(), "replication.paused" | "test.failed") {
+                if matches!(
+                    symptom.code.as_str(),
+                    "replication.paused" | "replication.waiting" | "test.failed"
+                ) {
                     continue;
                 }
                 let what = ("machine".to_owned(), entry.row.name.clone(), symptom.clone());

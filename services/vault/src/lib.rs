@@ -32,6 +32,7 @@ mod plans;
 mod project;
 mod report;
 mod store;
+mod truth;
 mod vault;
 mod world;
 

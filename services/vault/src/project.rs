@@ -5,12 +5,14 @@
 
 use crate::estate::{Estate, JobEntry, MachineEntry, ServerEntry, machine_of};
 use crate::jobs::plan::JobKind;
+use crate::store::inventory::Protection;
 use crate::store::inventory::{DiskRow, PointRow, PolicyRow, ProbeRow, ServedDisk, SiteRow};
 use crate::store::jobs::{FrozenGroup, JobRow};
 use crate::store::news::{AlertRow, EventRow};
 use crate::store::plans::PlanRow;
+use crate::truth;
 use continuum_model::fault::Fault;
-use continuum_model::health::{Health, Symptom};
+use continuum_model::health::{Health, Mode, Symptom};
 use continuum_model::id::{MachineId, PolicyId};
 use continuum_model::point::PointKind;
 use continuum_model::policy::Policy;
@@ -139,6 +141,14 @@ pub(crate) fn server(entry: &ServerEntry, estate: &Estate) -> pb::Server {
             .or_else(|| agent_report.and_then(|machine| machine.live.churn.bytes_per_sec())),
         health: worst.name().to_owned(),
         symptoms: live.symptoms.iter().map(symptom).collect(),
+        buffer_full_seconds: match agent_report {
+            Some(machine) => {
+                let free = live.load.as_ref().map(|load| load.free_bytes);
+                staged.and_then(|report| machine.live.truth.staging.until(truth::staging_room(report, free)))
+            }
+            None => live.spool_until(),
+        },
+        volume_full_seconds: live.volume_until(),
         machines: if agent { u32::from(agent_report.is_some()) } else { estate.carried_by(row.id) as u32 },
         machine: agent_report.map(|machine| machine.row.name.clone()).unwrap_or_default(),
     }
@@ -171,6 +181,8 @@ pub(crate) fn machine(entry: &MachineEntry, estate: &Estate, now: Timestamp) -> 
         last_drill_us: row.last_drill.map(Timestamp::micros),
         last_drill_passed: row.last_drill_passed,
         orders: crate::jobs::plan::orders(entry, estate).iter().map(|name| (*name).to_owned()).collect(),
+        hops: truth::hops(entry, estate, now),
+        spikes: live.truth.told(row.id),
         churn_bytes_per_sec: live.churn.bytes_per_sec(),
         churn_recent: live.churn.recent.values(),
         ..Default::default()
@@ -198,6 +210,18 @@ pub(crate) fn machine(entry: &MachineEntry, estate: &Estate, now: Timestamp) -> 
     {
         message.initial_bytes_done = Some(agent.initial_bytes_done);
         message.initial_bytes_total = Some(agent.initial_bytes_total);
+    }
+    (message.estimate_seconds, message.estimate_note) = truth::estimate(entry, estate);
+    message.start_at_us = protection.start_at.map(Timestamp::micros);
+    message.phase = phase(entry, protection).to_owned();
+    if message.phase == "comparing"
+        && let Some((agent, _)) = &live.agent
+    {
+        message.compared_bytes = Some(agent.compared_bytes);
+        message.to_compare_bytes = Some(agent.to_compare_bytes);
+    }
+    if live.agent.as_ref().is_some_and(|(agent, _)| agent.mode == Mode::CatchingUp.name()) {
+        message.copy_bytes_per_sec = live.truth.copied.bytes_per_sec();
     }
     if let Some(policy) = estate.policies.get(&protection.policy) {
         message.policy = policy.name.clone();
@@ -244,6 +268,29 @@ pub(crate) fn machine(entry: &MachineEntry, estate: &Estate, now: Timestamp) -> 
     message
 }
 
+/// Where a first copy or a resync is; empty where there is neither.
+fn phase(entry: &MachineEntry, protection: &Protection) -> &'static str {
+    let agent = entry.live.agent.as_ref().map(|(agent, _)| agent.phase.as_str()).unwrap_or_default();
+    match &protection.state {
+        ProtectionState::InitialReplication { paused: true } if protection.start_at.is_some() => {
+            "waiting-for-start"
+        }
+        ProtectionState::InitialReplication { paused: true }
+        | ProtectionState::Resync { paused: true, .. } => "suspended",
+        ProtectionState::Resync { .. } => match agent {
+            "waiting-for-window" => "waiting-for-window",
+            "comparing" => "comparing",
+            "sending" => "sending",
+            _ => "required",
+        },
+        ProtectionState::InitialReplication { .. } if agent == "comparing" => "comparing",
+        ProtectionState::InitialReplication { .. } | ProtectionState::InitialReplicationFailed { .. } => {
+            "sending"
+        }
+        _ => "",
+    }
+}
+
 /// Whether a state promises an RPO.
 pub(crate) const fn has_rpo(state: &ProtectionState) -> bool {
     matches!(state, ProtectionState::Protected { .. } | ProtectionState::Resync { .. })
@@ -260,7 +307,7 @@ fn reason(state: &ProtectionState) -> String {
     match state {
         ProtectionState::EnablingFailed { reason }
         | ProtectionState::InitialReplicationFailed { reason }
-        | ProtectionState::Resync { reason } => reason.clone(),
+        | ProtectionState::Resync { reason, .. } => reason.clone(),
         ProtectionState::Enabling
         | ProtectionState::InitialReplication { .. }
         | ProtectionState::Protected { .. }

@@ -181,6 +181,8 @@ actions! {
     Unprotect,
     /// Holds replication.
     Pause,
+    /// Compares all of a machine with its replica.
+    Resync,
     /// Lets replication go on.
     Resume,
     /// Names the present moment.
@@ -540,6 +542,15 @@ pub const REGISTRY: &[Entry] = &[
         needs: Needs::Order("resume"),
         command: "continuum resume {machine}",
         ..entry(Action::Resume, "order.resume", "resume replication")
+    },
+    Entry {
+        keys: &[(Menu, "s")],
+        words: &["resync"],
+        argument: Argument::Machine,
+        needs: Needs::Order("resync"),
+        risk: Risk::Ask,
+        command: "continuum resync {machine} --now",
+        ..entry(Action::Resync, "order.resync", "resync: compare all, send what differs")
     },
     Entry {
         keys: &[(Menu, "e")],

@@ -446,13 +446,18 @@ impl Dialog {
         match (self.action, &self.form) {
             (Action::Protect, Form::Choice { policies, sites }) => {
                 let chosen = |(names, at): &(Vec<String>, usize)| names.get(*at).cloned().unwrap_or_default();
-                Order::Protect(pb::Protect { policy: chosen(policies), target_site: chosen(sites) })
+                Order::Protect(pb::Protect {
+                    policy: chosen(policies),
+                    target_site: chosen(sites),
+                    start_at_us: None,
+                })
             }
             (Action::Bookmark, Form::Name(line)) => {
                 Order::Bookmark(pb::Bookmark { name: line.text().trim().to_owned(), app_consistent: false })
             }
             (Action::Unprotect, _) => Order::Unprotect(pb::Unprotect { keep_replica: false }),
             (Action::Pause, _) => Order::Pause(pb::Pause {}),
+            (Action::Resync, _) => Order::Resync(pb::Resync { now: true }),
             (Action::Resume, _) => Order::Resume(pb::Resume {}),
             (Action::Pin, _) => Order::PinPoint(pb::PinPoint {
                 point: object,

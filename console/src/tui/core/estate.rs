@@ -366,7 +366,15 @@ fn harmless_machine(machine: &mut pb::Machine) {
         &mut machine.process_server,
         &mut machine.master_target,
         &mut machine.test_state,
+        &mut machine.estimate_note,
+        &mut machine.phase,
     ]);
+    for hop in &mut machine.hops {
+        harmless([&mut hop.name, &mut hop.note]);
+    }
+    for spike in &mut machine.spikes {
+        harmless([&mut spike.hop, &mut spike.cause]);
+    }
     harmless_symptoms(&mut machine.symptoms);
     harmless_disks(&mut machine.disks);
     if let Some(test) = &mut machine.test {

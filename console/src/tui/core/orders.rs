@@ -440,6 +440,7 @@ fn order(state: &mut State, dialog: &Dialog) -> Vec<Effect> {
                     | Action::Failover
                     | Action::PlannedFailover
                     | Action::Verify
+                    | Action::Resync
                     | Action::Protect
                     | Action::RetryJob
             );

@@ -654,6 +654,7 @@ pub fn act(state: &mut State, action: Action, argument: &str) -> Vec<Effect> {
         | A::Unprotect
         | A::Pause
         | A::Resume
+        | A::Resync
         | A::Bookmark
         | A::Pin
         | A::Verify

@@ -140,6 +140,17 @@ fn of_server(state: &State, server: &pb::Server, canvas: &Canvas<'_>, wide: usiz
         lines.push(pair("Certificate ends", text::moment(server.certificate_expires_us), Role::Muted));
     }
     lines.push(pair("Version", &server.version, Role::Muted));
+    if let (Some(used), Some(most)) = (server.buffer_bytes, server.buffer_bytes_max) {
+        let until = server.buffer_full_seconds.map(|seconds| format!(", full in {}", text::span(seconds)));
+        let role = if until.is_some() { Role::Warn } else { Role::Text };
+        let told = format!("{} of {}{}", text::bytes(used), text::bytes(most), until.unwrap_or_default());
+        lines.push(pair("Buffer", told, role));
+    }
+    if let Some(free) = server.free_bytes {
+        let until = server.volume_full_seconds.map(|seconds| format!(", full in {}", text::span(seconds)));
+        let role = if until.is_some() { Role::Warn } else { Role::Text };
+        lines.push(pair("Volume", format!("{} free{}", text::bytes(free), until.unwrap_or_default()), role));
+    }
     for symptom in &server.symptoms {
         let (mark, role) =
             if symptom.severity == "critical" { (Mark::Fail, Role::Fail) } else { (Mark::Warn, Role::Warn) };

@@ -156,6 +156,7 @@ fn report(open: &Dialog, canvas: &Canvas<'_>, wide: usize) -> Vec<Line> {
 fn plainly(open: &Dialog) -> &'static str {
     match open.action {
         Action::Pause => "Replication is held. Changes are remembered and sent when it resumes.",
+        Action::Resync => "Source and replica are compared; what differs is sent. All points stay.",
         Action::Verify => "Both sides are read and compared at one moment. The machine is not slowed.",
         Action::Cleanup => "The drill's machine is stopped; its disks and what it wrote are removed.",
         Action::Bookmark => "This moment gets a name and is listed among the points.",

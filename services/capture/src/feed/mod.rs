@@ -47,7 +47,7 @@ use continuum_model::id::MachineId;
 use continuum_model::time::Timestamp;
 use continuum_model::units::{DiskIndex, Epoch, FrameNumber, REGION_BYTES, Sequence};
 use queue::Queue;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 
 /// A frame closes when it holds this much.
@@ -57,7 +57,21 @@ pub const FRAME_RECORDS: usize = 4096;
 /// The injector stops while this much is unacknowledged, so that it never exhausts staging by itself.
 const INJECT_WINDOW: u64 = 16 << 20;
 
+/// Changes of mode that are remembered.
+const CHANGES_KEPT: usize = 16;
+
 type Region = (u16, u64);
+
+/// The feed went into a mode.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModeChange {
+    /// When: the moment of the feed's newest record then.
+    pub at: Timestamp,
+    /// Which mode.
+    pub mode: Mode,
+    /// Why.
+    pub reason: String,
+}
 
 /// What a guest's change was.
 #[derive(Debug, Clone, Copy)]
@@ -130,6 +144,10 @@ pub struct Feed {
     epoch: Epoch,
     mode: Mode,
     reason: String,
+    /// The newest changes of mode, oldest first.
+    changes: VecDeque<ModeChange>,
+    /// Why the replica was doubted since the start, the last time.
+    doubted_since: Option<String>,
     /// A stream was opened since the start: the epoch and the end of the chain are known.
     linked: bool,
     paused: Option<String>,
@@ -180,6 +198,8 @@ impl Feed {
             epoch: Epoch(0),
             mode: Mode::Bitmap,
             reason: "not connected to a target since the start".into(),
+            changes: VecDeque::new(),
+            doubted_since: None,
             linked: false,
             paused: None,
             halted: None,
@@ -397,12 +417,31 @@ impl Feed {
 
     /// The replica is what the source is, or was when its disks were frozen.
     fn enter_data(&mut self) {
-        self.mode = Mode::Data;
+        let before = std::mem::replace(&mut self.mode, Mode::Data);
         self.reason.clear();
         self.unreadable = None;
         self.fresh = false;
         self.comparison.settled();
         self.touched.iter_mut().for_each(Bits::clear_all);
+        if before != Mode::Data {
+            self.changed_mode(self.last_time);
+        }
+    }
+
+    /// Notes the mode that was just gone into.
+    fn changed_mode(&mut self, at: Timestamp) {
+        let (mode, reason) = self.told_mode();
+        let reason = reason.to_owned();
+        // A cycle that goes as it should is no news.
+        if self.changes.back().is_some_and(|last| last.mode == mode && last.reason == reason) {
+            return;
+        }
+        if self.changes.len() == CHANGES_KEPT {
+            self.changes.pop_front();
+        }
+        // Two changes never share a moment: whoever is told of them tells them apart by it.
+        let at = self.changes.back().map_or(at, |last| at.max(Timestamp::from_micros(last.at.micros() + 1)));
+        self.changes.push_back(ModeChange { at, mode, reason });
     }
 
     /// Cuts a barrier. Its `consistent` is set by the feed itself. `None` while nothing is appended.
@@ -462,6 +501,7 @@ impl Feed {
         self.reason = reason.to_owned();
         self.cut_cycle(reason);
         self.seal();
+        self.changed_mode(self.last_time);
         self.events.frames = true;
     }
 
@@ -474,6 +514,7 @@ impl Feed {
         self.totals.round_done = 0;
         self.begin_comparing();
         self.mark(Change::Break, now);
+        self.changed_mode(now);
         self.events.inject = true;
         self.events.cycle = true;
     }
@@ -488,6 +529,18 @@ impl Feed {
         {
             let reason = std::mem::take(&mut self.reason);
             self.catch_up(&reason, now);
+        }
+    }
+
+    /// Doubts everything: all of source and replica is compared, and what differs is sent.
+    pub fn compare_all(&mut self, reason: &str, now: Timestamp) {
+        // What was written before the Break must be in a frame before it: see `compare`.
+        self.seal();
+        self.doubt_all();
+        self.doubted_since = Some(reason.to_owned());
+        match self.mode {
+            Mode::Bitmap => self.reason = reason.to_owned(),
+            Mode::Data | Mode::Interval | Mode::CatchingUp => self.catch_up(reason, now),
         }
     }
 
@@ -597,6 +650,14 @@ impl Feed {
     /// The mode, and why it is not `data`.
     pub fn mode(&self) -> (Mode, &str) {
         (self.mode, self.unreadable.as_deref().unwrap_or(&self.reason))
+    }
+    /// The newest changes of mode, oldest first.
+    pub const fn changes(&self) -> &VecDeque<ModeChange> {
+        &self.changes
+    }
+    /// Why the replica was doubted since the start of the process, the last time.
+    pub fn doubted_since(&self) -> Option<&str> {
+        self.doubted_since.as_deref()
     }
     /// Whether a frame is being filled.
     pub fn has_open_frame(&self) -> bool {

@@ -39,6 +39,14 @@ fn agent(estate: &Estate, entry: &MachineEntry) -> pb::AgentAssignment {
     assignment.paused = protection.state.is_paused();
     assignment.process_server_address = relay.map(|relay| relay.row.address.clone()).unwrap_or_default();
     assignment.process_server_id = protection.process_server.to_string();
+    if let Some(at) = protection.start_at.filter(|_| assignment.paused) {
+        assignment.hold_reason = format!("the first copy begins at {at}");
+    }
+    assignment.initial = matches!(
+        protection.state,
+        ProtectionState::InitialReplication { .. } | ProtectionState::InitialReplicationFailed { .. }
+    );
+    assignment.resync_now = protection.resync_now;
     assignment.policy = policy(estate, protection);
     assignment
 }

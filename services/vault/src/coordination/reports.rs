@@ -12,7 +12,10 @@ use crate::jobs::writes;
 use crate::project;
 use crate::store::StoreError;
 use crate::store::inventory::{DiskRow, MachineRow, PointRow, ServerRow};
+use crate::store::news::EventRow;
+use crate::truth::Truth;
 use continuum_model::fault::{Fault, FaultClass};
+use continuum_model::health::Mode;
 use continuum_model::id::{MachineId, ServerId};
 use continuum_model::protection::{Event, ProtectionState};
 use continuum_model::time::Timestamp;
@@ -29,6 +32,8 @@ const ASK_AGAIN: std::time::Duration = std::time::Duration::from_secs(60);
 const LOST_MAX: usize = 1024;
 /// Disks of one machine.
 const DISKS_MAX: usize = 64;
+/// Changes of mode in one report.
+const CHANGES_MAX: usize = 64;
 
 /// Somebody opened a session: its row is brought up to date.
 ///
@@ -194,7 +199,11 @@ pub(crate) async fn fold(core: &Arc<Core>, server: ServerId, message: Message) {
 fn seen(core: &Core, estate: &mut Estate, server: ServerId, load: Option<pb::Load>) -> bool {
     match estate.servers.get_mut(&server) {
         Some(entry) => {
-            entry.live.last_seen = Some(core.world.now());
+            let now = core.world.now();
+            entry.live.last_seen = Some(now);
+            if let Some(free) = load.as_ref().map(|load| load.free_bytes).filter(|free| *free > 0) {
+                entry.live.volume_fill.offer(now, free);
+            }
             entry.live.load = load;
             true
         }
@@ -205,9 +214,10 @@ fn seen(core: &Core, estate: &mut Estate, server: ServerId, load: Option<pb::Loa
 async fn agent(core: &Arc<Core>, server: ServerId, mut report: pb::AgentReport) -> Result<(), StoreError> {
     let id = machine_of(server);
     let now = core.world.now();
-    let doubted = {
+    let (doubted, name, changes) = {
         let mut estate = core.estate();
         let load = report.load.take();
+        let last_seen = estate.servers.get(&server).and_then(|entry| entry.row.last_seen);
         if !seen(core, &mut estate, server, load) {
             return Ok(());
         }
@@ -216,6 +226,13 @@ async fn agent(core: &Arc<Core>, server: ServerId, mut report: pb::AgentReport) 
         report.doubt = limited(&report.doubt, 1024);
         report.mode_reason = limited(&report.mode_reason, 1024);
         entry.live.churn.offer(now, report.written_bytes_total);
+        let truth = &mut entry.live.truth;
+        truth.sent.offer(now, report.sent_bytes_total);
+        let comparing = report.phase == "comparing";
+        truth.copied.offer(now, if comparing { report.compared_bytes } else { report.initial_bytes_done });
+        truth.staging.offer(now, report.in_flight_bytes);
+        report.mode_changes.truncate(CHANGES_MAX);
+        let changes = news_of_modes(&entry.row, truth, &mut report, last_seen);
         let doubted = doubt(
             &entry.row,
             &entry.live.agent_boot,
@@ -223,12 +240,49 @@ async fn agent(core: &Arc<Core>, server: ServerId, mut report: pb::AgentReport) 
             entry.live.replica.as_ref().map(|(replica, _)| replica),
         );
         entry.live.agent = Some((report, now));
-        doubted
+        (doubted, entry.row.name.clone(), changes)
     };
+    if !changes.is_empty() {
+        let mut tx = core.store.begin().await?;
+        for (at, text) in changes {
+            tx.add_event(EventRow { time: at, ..core.event("mode", &name, id, text, "") }).await?;
+        }
+        core.commit(tx).await?;
+    }
     match doubted {
         Some((moves, answered)) => resync(core, id, moves, answered).await,
         None => Ok(()),
     }
+}
+
+/// Changes of mode that were not told yet, in words.
+fn news_of_modes(
+    row: &MachineRow,
+    truth: &mut Truth,
+    report: &mut pb::AgentReport,
+    last_seen: Option<Timestamp>,
+) -> Vec<(Timestamp, String)> {
+    let told = truth.told_change.or(last_seen).unwrap_or_default();
+    let mut newest = told;
+    let mut news = Vec::new();
+    for change in &mut report.mode_changes {
+        let at = Timestamp::from_micros(change.at_us);
+        if at <= told {
+            continue;
+        }
+        newest = newest.max(at);
+        change.reason = limited(&change.reason, 1024);
+        let Some(mode) = Mode::named(&change.mode) else { continue };
+        news.push((
+            at,
+            match shown(&change.reason).as_str() {
+                "" => format!("mode {}", mode.name()),
+                reason => format!("mode {}: {reason}", mode.name()),
+            },
+        ));
+    }
+    truth.told_change = Some(newest);
+    if row.protection.is_some() { news } else { Vec::new() }
 }
 
 /// What an agent's report means for a resync: the move, and the doubt that is answered by it.
@@ -294,12 +348,14 @@ fn process_server(core: &Arc<Core>, server: ServerId, mut report: pb::ProcessSer
     }
     if let Some(entry) = estate.servers.get_mut(&server) {
         entry.live.spool = Some((report.spool_bytes, report.spool_bytes_max));
+        entry.live.spool_fill.offer(now, report.spool_bytes);
         entry.live.bytes_per_sec = Some(report.out_bytes_per_sec);
     }
     for relay in report.relays {
         let Ok(id) = relay.machine_id.parse::<MachineId>() else { continue };
         let Some(entry) = estate.machines.get_mut(&id) else { continue };
         if entry.row.protection.as_ref().is_some_and(|protection| protection.process_server == server) {
+            entry.live.truth.forwarded.offer(now, relay.forwarded_bytes_total);
             entry.live.relay = Some((relay, now));
         }
     }

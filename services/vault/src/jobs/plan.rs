@@ -12,6 +12,7 @@
 //! verify         digest source → await target → digest replica → compare
 //! bookmark       barrier → await target → listed
 //! pin            mark
+//! resync         compare all → resync
 //! plan-test-failover, plan-failover   for each group of the plan: bring up → a manual action, where there is one;
 //!                                     then report
 //! plan-cleanup   clean up all → report
@@ -29,6 +30,7 @@ use crate::world::World;
 use continuum_model::fault::{Fault, FaultClass};
 use continuum_model::id::{PointId, ViewId};
 use continuum_model::protection::{Event, FailoverKind, ProtectionState, TestState};
+use continuum_model::time::Timestamp;
 use continuum_model::untrusted::shown;
 
 macro_rules! named {
@@ -57,6 +59,7 @@ named!(
         Verify = "verify",
         Bookmark = "bookmark",
         Pin = "pin",
+        Resync = "resync",
         Pause = "pause",
         Resume = "resume",
         RetryNow = "retry-now",
@@ -105,6 +108,8 @@ named!(
         Barrier = "barrier",
         Listed = "listed",
         Mark = "mark",
+        CompareAll = "compare-all",
+        Resync = "resync",
         Group = "group",
         StopSource = "stop-source",
         Manual = "manual",
@@ -140,11 +145,15 @@ pub(crate) enum Write {
     Point(Box<PointRow>),
     /// After a commit only the chosen point counts.
     ForgetPoints,
+    /// When the first copy begins.
+    StartAt(Option<Timestamp>),
+    /// Whether a resync waits for its window.
+    ResyncNow(bool),
 }
 
 impl JobKind {
     /// All of them.
-    pub(crate) const ALL: [Self; 20] = [
+    pub(crate) const ALL: [Self; 21] = [
         Self::Protect,
         Self::TestFailover,
         Self::Cleanup,
@@ -152,6 +161,7 @@ impl JobKind {
         Self::Commit,
         Self::Pause,
         Self::Resume,
+        Self::Resync,
         Self::Bookmark,
         Self::Pin,
         Self::Verify,
@@ -247,6 +257,7 @@ impl JobKind {
             Self::Verify => &[S::SourceDigest, S::AwaitTarget, S::ReplicaDigest, S::Compare],
             Self::Bookmark => &[S::Barrier, S::AwaitTarget, S::Listed],
             Self::Pin => &[S::Mark],
+            Self::Resync => &[S::CompareAll, S::Resync],
             // A run's are its plan's.
             Self::PlanDrill | Self::PlanCleanup | Self::PlanFailover => &[],
             Self::Pause | Self::Resume | Self::RetryNow | Self::Acknowledge | Self::SetPolicy => &[],
@@ -268,13 +279,19 @@ impl JobKind {
 
     /// Whether the two may not be under way on one machine at the same time.
     pub(crate) const fn conflicts(self, other: Self) -> bool {
-        use JobKind::{Bookmark, Cleanup, Commit, Failover, Pin, Protect, TestFailover, Unprotect, Verify};
+        use JobKind::{
+            Bookmark, Cleanup, Commit, Failover, Pin, Protect, Resync, TestFailover, Unprotect, Verify,
+        };
         match (self, other) {
             // Never in the way, and nothing is in their way: a failover does not wait for a verification.
             (Verify | Bookmark | Pin, Unprotect | Protect) => true,
             (Verify | Bookmark | Pin, _) => false,
-            (Failover, TestFailover | Cleanup | Verify | Bookmark | Pin) => false,
-            (TestFailover | Cleanup, Verify | Bookmark | Pin | Commit) => false,
+            // Whatever ends the protection, or takes the replica as it is, ends a resync: nobody waits for it. And one
+            // that is to begin now tells one that waits for its window to begin.
+            (Resync, Unprotect | Protect | Failover) => true,
+            (Resync, _) | (Unprotect, Resync) => false,
+            (Failover, TestFailover | Cleanup | Verify | Bookmark | Pin | Resync) => false,
+            (TestFailover | Cleanup, Verify | Bookmark | Pin | Commit | Resync) => false,
             (Protect | Unprotect | TestFailover | Cleanup | Failover | Commit, _) => true,
             (_, _) => false,
         }
@@ -306,7 +323,7 @@ pub(crate) fn begin(
     };
     let writes = match kind {
         // The order made the protection; a retry takes it up again.
-        JobKind::Protect => vec![Write::MoveIfLegal(Event::Retry)],
+        JobKind::Protect => vec![Write::MoveIfLegal(Event::Retry), Write::StartAt(params.start_at)],
         JobKind::Unprotect => vec![Write::MoveIfLegal(Event::Disable)],
         JobKind::TestFailover => {
             let view = world.id(ViewId::make);
@@ -349,7 +366,9 @@ pub(crate) fn begin(
             Vec::new()
         }
         JobKind::Pause => vec![Write::Move(Event::Pause)],
-        JobKind::Resume => vec![Write::Move(Event::Resume)],
+        // Where it waits for its time, this is to start it now.
+        JobKind::Resume => vec![Write::StartAt(None), Write::Move(Event::Resume)],
+        JobKind::Resync => Vec::new(),
         JobKind::Commit | JobKind::RetryNow | JobKind::Acknowledge | JobKind::SetPolicy => Vec::new(),
         // Those change no row of a machine.
         JobKind::PlanDrill
@@ -454,6 +473,16 @@ pub(crate) fn possible(kind: JobKind, row: &MachineRow) -> Result<(), Fault> {
                 "wait until it is protected and not paused".into(),
             ),
         },
+        JobKind::Resync => match protection.state {
+            ProtectionState::Protected { paused: false } | ProtectionState::Resync { paused: false, .. } => {
+                Ok(())
+            }
+            _ => refuse(
+                "protection.not-replicating",
+                format!("{name} is {}: source and replica cannot be compared now", protection.state.name()),
+                "wait until it is protected and not paused".into(),
+            ),
+        },
         JobKind::RetryNow | JobKind::Pin | JobKind::Acknowledge | JobKind::SetPolicy => Ok(()),
         JobKind::PlanDrill
         | JobKind::PlanCleanup
@@ -494,6 +523,7 @@ pub(crate) fn leaves(kind: JobKind, job: &JobRow, reason: &str, clean: bool) -> 
         | JobKind::Pin
         | JobKind::Pause
         | JobKind::Resume
+        | JobKind::Resync
         | JobKind::RetryNow
         | JobKind::Acknowledge
         | JobKind::SetPolicy => Vec::new(),

@@ -351,6 +351,7 @@ fn order_of(kind: JobKind) -> Order {
         JobKind::Commit => Order::Commit(pb::Commit {}),
         JobKind::Verify => Order::Verify(pb::Verify::default()),
         JobKind::Bookmark => Order::Bookmark(pb::Bookmark::default()),
+        JobKind::Resync => Order::Resync(pb::Resync { now: true }),
         JobKind::ApplyPlan => {
             let text = format!("name: {NAME}\ngroups:\n  - name: all\n    machines: [{NAME}]\n");
             Order::ApplyPlan(pb::ApplyPlan { text, dry_run: false })
@@ -481,7 +482,7 @@ async fn check(kind: JobKind, core: &Arc<Core>, scene: &Scene, why: &str) -> Job
     }
     // A run of a plan leaves what the jobs of its machines leave.
     let expected: (&str, &str, &[bool], bool) = match (kind.of_each().unwrap_or(kind), job.state) {
-        (JobKind::Protect | JobKind::Verify | JobKind::Bookmark, JobState::Succeeded)
+        (JobKind::Protect | JobKind::Verify | JobKind::Bookmark | JobKind::Resync, JobState::Succeeded)
         // The proof could not be stored at the target.
         | (JobKind::Verify, JobState::Warnings) => ("protected", "none", &[], true),
         (JobKind::Protect, JobState::Failed) => ("enabling-failed", "none", &[], true),
@@ -498,7 +499,7 @@ async fn check(kind: JobKind, core: &Arc<Core>, scene: &Scene, why: &str) -> Job
         (JobKind::Failover, JobState::Succeeded) => ("commit-pending", "none", &[true], true),
         (JobKind::Commit, JobState::Succeeded) => ("committed", "none", &[true], true),
         (JobKind::Commit, JobState::Failed) => ("commit-pending", "none", &[true], true),
-        (JobKind::Verify | JobKind::Bookmark, JobState::Failed | JobState::Cancelled) => {
+        (JobKind::Verify | JobKind::Bookmark | JobKind::Resync, JobState::Failed | JobState::Cancelled) => {
             ("protected", "none", &[], true)
         }
         (JobKind::Cleanup, JobState::Failed | JobState::Warnings) => {
@@ -519,7 +520,7 @@ async fn check(kind: JobKind, core: &Arc<Core>, scene: &Scene, why: &str) -> Job
     job.state
 }
 
-const SAGAS: [JobKind; 11] = [
+const SAGAS: [JobKind; 12] = [
     JobKind::Protect,
     JobKind::Unprotect,
     JobKind::TestFailover,
@@ -528,6 +529,7 @@ const SAGAS: [JobKind; 11] = [
     JobKind::Commit,
     JobKind::Verify,
     JobKind::Bookmark,
+    JobKind::Resync,
     JobKind::PlanDrill,
     JobKind::PlanCleanup,
     JobKind::PlanFailover,

@@ -85,6 +85,8 @@ pub(crate) async fn make(
             Write::Fenced(fenced) => protect(&mut row)?.fenced = fenced,
             Write::Test(state) => protect(&mut row)?.test = state,
             Write::TestRun(run) => protect(&mut row)?.test_run = run.map(|run| *run),
+            Write::StartAt(at) => protect(&mut row)?.start_at = at,
+            Write::ResyncNow(now) => protect(&mut row)?.resync_now = now,
             Write::BroughtDown => protect(&mut row)?.failed_over = None,
             Write::FailedOver(run) => protect(&mut row)?.failed_over = Some(*run),
         }
@@ -107,6 +109,12 @@ impl Protection {
                     self.since = core.world.now();
                 }
                 self.state = state;
+                if !matches!(self.state, ProtectionState::Resync { .. }) {
+                    self.resync_now = false;
+                }
+                if matches!(self.state, ProtectionState::Protected { .. }) {
+                    self.start_at = None;
+                }
                 Ok(())
             }
             Err(_) if !must => Ok(()),
@@ -142,7 +150,11 @@ fn told(before: &MachineRow, after: &MachineRow) -> Vec<(&'static str, String)> 
         row.protection.as_ref().map_or_else(
             || "unprotected".to_owned(),
             |protection| {
-                let paused = if protection.state.is_paused() { ", paused" } else { "" };
+                let paused = match protection.start_at {
+                    Some(at) if protection.state.is_paused() => format!(", begins at {at}"),
+                    _ if protection.state.is_paused() => ", paused".into(),
+                    _ => String::new(),
+                };
                 format!("{}{paused}", protection.state.name())
             },
         )
@@ -150,7 +162,7 @@ fn told(before: &MachineRow, after: &MachineRow) -> Vec<(&'static str, String)> 
     let (was, is) = (words(before), words(after));
     if was != is {
         let why = match after.protection.as_ref().map(|protection| &protection.state) {
-            Some(ProtectionState::Resync { reason }) => format!(": {reason}"),
+            Some(ProtectionState::Resync { reason, .. }) => format!(": {reason}"),
             _ => String::new(),
         };
         told.push(("state", format!("{was} → {is}{why}")));

@@ -329,7 +329,8 @@ fn server_checks(
     checks: &mut Vec<pb::Check>,
 ) {
     let agent = estate.connected(agent_of(entry.row.id));
-    let needs_agent = matches!(kind, JobKind::Protect | JobKind::Verify | JobKind::Bookmark);
+    let needs_agent =
+        matches!(kind, JobKind::Protect | JobKind::Verify | JobKind::Bookmark | JobKind::Resync);
     checks.push(match (kind, agent) {
         (JobKind::Failover, true) => check(
             "source",
@@ -449,6 +450,9 @@ fn summary(kind: JobKind, name: &str, preview: Option<&pb::PreviewReply>) -> Str
             format!("changes of {name} are remembered and not sent; its RPO grows until you resume")
         }
         JobKind::Resume => format!("the changes of {name} since the pause are sent"),
+        JobKind::Resync => format!(
+            "all of {name} is compared with its replica and what differs is sent; all recovery points stay, and no new ones come until it is done"
+        ),
         JobKind::Pin => format!("retention leaves this recovery point of {name} alone"),
         JobKind::RetryNow
         | JobKind::Acknowledge
@@ -473,6 +477,7 @@ fn command(kind: JobKind, name: &str, point: &str) -> String {
         JobKind::Commit | JobKind::Unprotect => {
             format!("continuum {} {name} --yes --confirm {name}", kind.name())
         }
+        JobKind::Resync => format!("continuum resync {name} --now"),
         _ => format!("continuum {} {name}", kind.name()),
     }
 }

@@ -94,6 +94,12 @@ pub(crate) struct Protection {
     pub(crate) failed_over: Option<BroughtUp>,
     /// The agent's doubt that was already answered by a resync: boot id and text.
     pub(crate) answered_doubt: Option<String>,
+    /// When the first copy begins, while it waits for that.
+    #[serde(default)]
+    pub(crate) start_at: Option<Timestamp>,
+    /// The resync does not wait for its window.
+    #[serde(default)]
+    pub(crate) resync_now: bool,
 }
 
 /// A replica that was brought up.

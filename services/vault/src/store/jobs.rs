@@ -64,6 +64,10 @@ pub(crate) struct Params {
     pub(crate) lock_seconds: u64,
     /// A failover that stops its source first and loses nothing.
     pub(crate) planned: bool,
+    /// When a first copy begins; `None`: at once.
+    pub(crate) start_at: Option<Timestamp>,
+    /// A resync that does not wait for its window.
+    pub(crate) now: bool,
     /// What a run of a plan does.
     pub(crate) plan: Option<FrozenPlan>,
     /// How many manual actions of a run were done. The order that says so writes it, beside the engine.

@@ -16,6 +16,7 @@ pub(crate) mod news;
 pub(crate) mod plans;
 pub(crate) mod reports;
 mod schema;
+pub(crate) mod spikes;
 
 use continuum_model::fault::{Fault, FaultClass};
 use schema::Dialect;

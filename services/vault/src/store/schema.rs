@@ -14,10 +14,11 @@ pub(crate) enum Dialect {
     Postgres,
 }
 
-const MIGRATIONS: [(i64, &str); 3] = [
+const MIGRATIONS: [(i64, &str); 4] = [
     (1, include_str!("../../migrations/0001_vault.sql")),
     (2, include_str!("../../migrations/0002_plan.sql")),
     (3, include_str!("../../migrations/0003_report.sql")),
+    (4, include_str!("../../migrations/0004_spike.sql")),
 ];
 
 impl Dialect {

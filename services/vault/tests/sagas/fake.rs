@@ -88,6 +88,7 @@ impl World {
             Act::MakeBarrier(_) => "barrier",
             Act::ReconnectNow(_) => "reconnect",
             Act::SourceDigest(_) => "source-digest",
+            Act::CompareAll(_) => "compare-all",
             Act::StopSource(_) => "stop-source",
             Act::ResolvePoint(_) => "resolve",
             Act::OpenView(_) => "open",

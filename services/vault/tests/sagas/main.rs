@@ -239,6 +239,11 @@ impl Lab {
     }
 
     pub(crate) async fn protect(&self) -> pb::Job {
-        self.done(Order::Protect(pb::Protect { policy: "gold".into(), target_site: "west".into() })).await
+        self.done(Order::Protect(pb::Protect {
+            policy: "gold".into(),
+            target_site: "west".into(),
+            start_at_us: None,
+        }))
+        .await
     }
 }

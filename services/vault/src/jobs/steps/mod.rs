@@ -5,12 +5,13 @@
 //! Every step may run again from its beginning.
 //!
 //! Lives here: the context of a step and the table of steps. Lives beside it: what they do (`protection`,
-//! `bring_up`, `points`, and `plan_run` for runs of plans).
+//! `bring_up`, `points`, `resync`, and `plan_run` for runs of plans).
 
 mod bring_up;
 mod plan_run;
 mod points;
 mod protection;
+mod resync;
 
 pub(crate) use bring_up::note_of_gap;
 
@@ -128,6 +129,8 @@ pub(crate) async fn act(ctx: &mut Ctx<'_>) -> Result<Done, Fault> {
         Step::Barrier => ctx.barrier().await,
         Step::Listed => ctx.listed(),
         Step::Mark => ctx.mark().await,
+        Step::CompareAll => ctx.compare_all().await,
+        Step::Resync => ctx.resync().await,
         Step::Group => ctx.group().await,
         Step::Manual => ctx.manual().await,
         Step::Report => ctx.report(),

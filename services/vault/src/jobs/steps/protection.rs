@@ -47,11 +47,14 @@ impl Ctx<'_> {
             }
         }
         let related = if matches!(protection.state, ProtectionState::Enabling) {
-            vec![Write::Move(Event::Related)]
+            match protection.start_at.filter(|at| *at > self.core.world.now()) {
+                Some(_) => vec![Write::Move(Event::Related), Write::Move(Event::Pause)],
+                None => vec![Write::Move(Event::Related), Write::StartAt(None)],
+            }
         } else {
             Vec::new()
         };
-        Ok(Done::said("the replica is open, the source ships").with(related))
+        Ok(Done::said("the replica is open").with(related))
     }
 
     pub(super) async fn initial_replication(&self) -> Result<Done, Fault> {
@@ -66,7 +69,8 @@ impl Ctx<'_> {
                 _ = pace.tick() => {
                     let progress = {
                         let estate = self.core.estate();
-                        estate.machines.get(&id).map(|entry| initial_progress(entry, &estate))
+                        let now = self.core.world.now();
+                        estate.machines.get(&id).map(|entry| initial_progress(entry, &estate, now))
                     };
                     if let Some(progress) = progress {
                         self.core.progress(self.job.id, progress);
@@ -155,14 +159,17 @@ fn initial_done(entry: &MachineEntry) -> Option<Result<u64, Fault>> {
     whole.then_some(Ok(agent.initial_bytes_total))
 }
 
-fn initial_progress(entry: &MachineEntry, estate: &Estate) -> Progress {
+fn initial_progress(entry: &MachineEntry, estate: &Estate, now: Timestamp) -> Progress {
     let paused = entry.row.protection.as_ref().is_some_and(|protection| protection.state.is_paused());
     let away = !estate.connected(agent_of(entry.row.id));
     let agent = entry.live.agent.as_ref().map(|(report, _)| report);
     let fraction = agent
         .filter(|report| report.initial_bytes_total > 0)
         .map(|report| report.initial_bytes_done as f64 / report.initial_bytes_total as f64);
-    let (detail, waiting) = if paused {
+    let start_at = entry.row.protection.as_ref().and_then(|protection| protection.start_at);
+    let (detail, waiting) = if let Some(at) = start_at.filter(|_| paused) {
+        (format!("begins at {at}; resume begins it now"), true)
+    } else if paused {
         ("paused by an operator".to_owned(), true)
     } else if away {
         ("the agent is not connected; it goes on where it was".to_owned(), true)
@@ -170,14 +177,22 @@ fn initial_progress(entry: &MachineEntry, estate: &Estate) -> Progress {
         (shown(&fault.message), true)
     } else {
         let bytes = |pick: fn(&pb::AgentReport) -> u64| continuum_model::units::Bytes(agent.map_or(0, pick));
-        (
-            format!(
-                "{} of {}",
-                bytes(|report| report.initial_bytes_done),
-                bytes(|report| report.initial_bytes_total)
-            ),
-            false,
-        )
+        let mut words = format!(
+            "{} of {}",
+            bytes(|report| report.initial_bytes_done),
+            bytes(|report| report.initial_bytes_total)
+        );
+        if let Some(rate) = entry.live.truth.copied.bytes_per_sec() {
+            words.push_str(&format!(", {}/s", continuum_model::units::Bytes(rate)));
+        }
+        match crate::truth::estimate(entry, estate) {
+            (Some(seconds), _) => {
+                words.push_str(&format!(", done about {}", now.plus(Duration::from_secs(seconds as u64))));
+            }
+            (None, note) if !note.is_empty() => words.push_str(&format!(", {note}")),
+            _ => {}
+        }
+        (words, false)
     };
     Progress { fraction, detail, waiting }
 }

@@ -2,6 +2,8 @@
 
 use super::*;
 
+/// How far ahead a first copy may be put off.
+const START_MAX: std::time::Duration = std::time::Duration::from_secs(7 * 24 * 3600);
 /// The longest lock.
 const LOCK_SECONDS_MAX: u64 = 3660 * 24 * 3600;
 
@@ -17,6 +19,7 @@ pub(super) fn kind_of(order: &Order) -> JobKind {
     match order {
         Order::Protect(_) => JobKind::Protect,
         Order::Unprotect(_) => JobKind::Unprotect,
+        Order::Resync(_) => JobKind::Resync,
         Order::Pause(_) => JobKind::Pause,
         Order::Resume(_) => JobKind::Resume,
         Order::Bookmark(_) => JobKind::Bookmark,
@@ -43,7 +46,7 @@ pub(super) fn kind_of(order: &Order) -> JobKind {
     }
 }
 
-pub(super) fn asked(order: &Order) -> Result<Asked, Fault> {
+pub(super) fn asked(order: &Order, now: Timestamp) -> Result<Asked, Fault> {
     let kind = kind_of(order);
     let mut params = Params::default();
     let at = |point: &str| -> Result<String, Fault> {
@@ -55,7 +58,25 @@ pub(super) fn asked(order: &Order) -> Result<Asked, Fault> {
         Ok(choice.to_string())
     };
     let detail = match order {
-        Order::Protect(order) => format!("policy {}, to {}", shown(&order.policy), shown(&order.target_site)),
+        Order::Protect(order) => {
+            params.start_at = match order.start_at_us.map(Timestamp::from_micros) {
+                Some(at) if at.since(now) > START_MAX => {
+                    return Err(usage(
+                        "protect.start-at",
+                        &format!("{at} is more than seven days ahead"),
+                        "name a moment within the next seven days, or leave it out to begin at once",
+                    ));
+                }
+                at => at.filter(|at| *at > now),
+            };
+            let start = params.start_at.map_or(String::new(), |at| format!(", first copy from {at} on"));
+            format!("policy {}, to {}{start}", shown(&order.policy), shown(&order.target_site))
+        }
+        Order::Resync(order) => {
+            params.now = order.now;
+            let when = if order.now { "now" } else { "in its window" };
+            format!("compare all of source and replica {when}, and send what differs")
+        }
         Order::Unprotect(order) => {
             params.keep_replica = order.keep_replica;
             if order.keep_replica {

@@ -30,6 +30,7 @@ use continuum_model::id::{JobId, PolicyId};
 use continuum_model::job::{JobState, StepState};
 use continuum_model::point::PointChoice;
 use continuum_model::protection::{ProtectionState, TestState};
+use continuum_model::time::Timestamp;
 use continuum_model::untrusted::shown;
 use continuum_proto::v1 as pb;
 use digest::digest_of;
@@ -118,8 +119,8 @@ async fn begin(
         .order
         .as_ref()
         .ok_or_else(|| usage("order.empty", "the request holds no order", "choose one"))?;
-    let mut asked = asked(order)?;
     let now = core.world.now();
+    let mut asked = asked(order, now)?;
     let id = core.world.id(JobId::make);
     let mut tx = core.store.begin().await?;
     let body = digest_of(request, &by.name);

@@ -70,6 +70,8 @@ pub(super) fn protect(core: &Core, row: &MachineRow, order: &pb::Protect) -> Res
         test_run: None,
         failed_over: None,
         answered_doubt: None,
+        start_at: None,
+        resync_now: false,
     })))
 }
 
