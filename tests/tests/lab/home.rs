@@ -110,6 +110,9 @@ fn a_machine_goes_there_and_comes_home_and_only_what_differs_travels() {
         let machines = lab.run(&["get", "machines", "vol-01", "-o", "json"]);
         machines.stdout.contains("\"reversed\"") && image(&source[0]) == image(&there[0])
     });
+    lab.wait_for("everybody has found the vault again", LONG, |lab| {
+        lab.run(&["readiness", "vol-01", "--for", "failback"]).code == 0
+    });
 
     // Home: equal on both sides, proven in the job; then replication goes on to the same replica.
     let last = image(&there[0]);
