@@ -182,12 +182,13 @@ pub fn snapshot(entities: Vec<Entity>) -> Vec<pb::WatchEvent> {
     events
 }
 
-const ORDERS: [&str; 10] = [
+const ORDERS: [&str; 11] = [
     "test-failover",
     "failover",
     "planned-failover",
     "pause",
     "resume",
+    "resync",
     "bookmark",
     "verify",
     "unprotect",
