@@ -13,3 +13,4 @@ mod planned;
 mod plans;
 mod prove;
 mod resync;
+mod truth;
