@@ -13,4 +13,3 @@ mod planned;
 mod plans;
 mod prove;
 mod resync;
-mod truth;
