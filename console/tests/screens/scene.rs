@@ -182,13 +182,12 @@ pub fn snapshot(entities: Vec<Entity>) -> Vec<pb::WatchEvent> {
     events
 }
 
-const ORDERS: [&str; 11] = [
+const ORDERS: [&str; 10] = [
     "test-failover",
     "failover",
     "planned-failover",
     "pause",
     "resume",
-    "resync",
     "bookmark",
     "verify",
     "unprotect",

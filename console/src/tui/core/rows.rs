@@ -23,7 +23,7 @@ pub fn machine_state(machine: &pb::Machine) -> (String, Role) {
         "enabling-failed" => ("enabling failed".into(), Role::Fail),
         "initial-replication" => match (machine.phase.as_str(), machine.start_at_us) {
             ("waiting-for-start", Some(at)) => {
-                return (format!("copies {}", text::hour_minute(at)), Role::Muted);
+                return (format!("copies from {}", text::hour_minute(at)), Role::Muted);
             }
             ("comparing", _) => ("comparing".into(), Role::Busy),
             _ => (format!("copying{progress}"), Role::Busy),

@@ -130,9 +130,6 @@ pub fn lines(state: &State, machine: &pb::Machine, canvas: &Canvas<'_>, wide: us
         .filter(|limit| *limit > 0)
         .map_or(String::new(), |limit| format!("  (alarm at {})", text::span(limit as f64)));
     lines.push(pair("RPO", format!("{}{threshold}", spans(machine.rpo_seconds)), rpo_role(machine)));
-    if let Some(spike) = machine.spikes.first().filter(|spike| spike.ended_us.is_none()) {
-        said(&mut lines, "Caused by", &format!("{}: {}", spike.hop, spike.cause), Role::Fail, wide);
-    }
     lines.push(pair(
         "RPO p50 p99 max",
         format!(
