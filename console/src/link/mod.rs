@@ -90,6 +90,36 @@ impl Link {
         call(async move { client.order(request).await }).await
     }
 
+    /// Who is let in.
+    pub async fn access(&self) -> Result<pb::AccessReply, Fault> {
+        let mut client = self.client.clone();
+        call(async move { client.access(pb::AccessRequest {}).await }).await
+    }
+
+    /// A page of the audit log.
+    pub async fn audit(&self, request: pb::AuditRequest) -> Result<pb::AuditReply, Fault> {
+        let mut client = self.client.clone();
+        call(async move { client.audit(request).await }).await
+    }
+
+    /// Whether an order is allowed.
+    pub async fn can_i(&self, request: pb::CanIRequest) -> Result<pb::CanIReply, Fault> {
+        let mut client = self.client.clone();
+        call(async move { client.can_i(request).await }).await
+    }
+
+    /// Makes a token.
+    pub async fn create_token(&self, request: pb::CreateTokenRequest) -> Result<pb::CreateTokenReply, Fault> {
+        let mut client = self.client.clone();
+        call(async move { client.create_token(request).await }).await
+    }
+
+    /// Takes access away.
+    pub async fn revoke(&self, request: pb::RevokeRequest) -> Result<pb::RevokeReply, Fault> {
+        let mut client = self.client.clone();
+        call(async move { client.revoke(request).await }).await
+    }
+
     /// Opens the stream of changes.
     pub async fn changes(
         &self,

@@ -287,7 +287,22 @@ impl App {
                 self.call(tag, Answer::Preview, |link, _| async move { link.preview(request).await });
             }
             Effect::Readiness(tag, request) => {
-                self.call(tag, Answer::Readiness, |link, _| async move { link.readiness(request).await });
+                self.call(tag, Answer::Readiness, |link, _| async move { link.readiness(*request).await });
+            }
+            Effect::Access(tag) => {
+                self.call(tag, Answer::Access, |link, _| async move { link.access().await });
+            }
+            Effect::Audit(tag, request) => {
+                self.call(tag, Answer::Audit, |link, _| async move { link.audit(request).await });
+            }
+            Effect::CanI(tag, request) => {
+                self.call(tag, Answer::CanI, |link, _| async move { link.can_i(request).await });
+            }
+            Effect::Token(tag, request) => {
+                self.call(tag, Answer::Token, |link, _| async move { link.create_token(request).await });
+            }
+            Effect::Revoke(tag, request) => {
+                self.call(tag, Answer::Revoked, |link, _| async move { link.revoke(request).await });
             }
             Effect::Order(tag, mut request) => {
                 request.key = uuid::Uuid::now_v7().to_string();

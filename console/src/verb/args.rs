@@ -139,6 +139,8 @@ Examples:
     #[command(after_help = "\
 Examples:
   continuum bookmark web-01 before-upgrade
+  continuum bookmark db-01 nightly --app-consistent   with the hooks of the machine's agent around it
+  continuum bookmark group/shop before-upgrade        one moment of all machines of the group
   continuum test-failover web-01 --point ID        with the id that `get points web-01` tells")]
     Bookmark(Bookmark),
     /// Keep a recovery point beyond its retention, or let it go again
@@ -176,6 +178,47 @@ Another point can be tried until `continuum commit web-01` makes the choice fina
     /// Make a failover final: the other recovery points are given up
     #[command(after_help = "Examples:\n  continuum commit web-01 --yes --confirm web-01")]
     Commit(MachineDanger),
+    /// Bring another moment up instead, while a failover waits for its commit
+    #[command(after_help = "\
+What runs now is stopped first: one copy at a time. Its disks are kept until the commit.
+
+Examples:
+  continuum change-point web-01 --point 2026-11-23T03:15:00Z --yes --confirm web-01")]
+    ChangePoint(ChangePoint),
+    /// Take a failover back before its commit: the machine runs at its source again
+    #[command(after_help = "\
+What it wrote at the recovery site is given up. The agent of the source must answer.
+
+Examples:
+  continuum cancel-failover web-01 --yes --confirm web-01")]
+    CancelFailover(MachineDanger),
+    /// Reverse the direction: what runs at the recovery site is brought to the old source
+    #[command(after_help = "\
+Only what differs travels. What the old source held is kept there in a branch (`continuum branch`).
+
+Examples:
+  continuum reprotect web-01 --yes --confirm web-01")]
+    Reprotect(MachineDanger),
+    /// Bring a machine home: stopped at the recovery site, compared, and running at its old source again
+    #[command(after_help = "\
+Needs `continuum reprotect` before. Where the recovery site is lost, --unplanned takes what had arrived.
+
+Examples:
+  continuum failback web-01 --yes --confirm web-01
+  continuum failback web-01 --unplanned --yes --confirm web-01")]
+    Failback(Failback),
+    /// Let a machine stay at the recovery site for good; there is no way back
+    #[command(after_help = "Examples:\n  continuum complete-migration web-01 --yes --confirm web-01")]
+    CompleteMigration(MachineDanger),
+    /// What an old source held before the way home overwrote it: list, lay over an image, drop
+    #[command(after_help = "\
+Works on the agent's folder, on the old host. After a forced failover the writes of the losing side are here.
+
+Examples:
+  continuum branch list /var/lib/continuum/agent
+  continuum branch export /var/lib/continuum/agent NAME --disk 0 --onto copy-of-the-disk.raw
+  continuum branch drop /var/lib/continuum/agent NAME --yes --confirm NAME")]
+    Branch(Branch),
     /// Compare the replica with its source, block for block
     #[command(after_help = "\
 Exit code 0: every disk is equal. 1: at least one differs, or the comparison failed.
@@ -187,11 +230,35 @@ Examples:
     /// Try a stopped replication or a failed job again, now
     #[command(after_help = "Examples:\n  continuum retry web-01\n  continuum retry --job JOB")]
     Retry(Retry),
+    /// Have another process server relay a machine; nothing is lost, what was on its way is sent again
+    #[command(after_help = "\
+Without --process-server the vault chooses another one at the machine's site, the one that carries least.
+`continuum readiness MACHINE --for move` tells before what would happen.
+
+Examples:
+  continuum move web-01
+  continuum move web-01 --process-server ps-2")]
+    Move(Move),
     /// Stop a job; what it did is undone
     #[command(after_help = "Examples:\n  continuum cancel JOB")]
     Cancel(Cancel),
-    /// Make or change recovery plans from YAML files
+    /// Make or change policies and recovery plans from YAML files
     #[command(after_help = "\
+A file holds one document or several, with --- between them; all of all files is read before anything is
+ordered, and everything wrong is told at once. A policy:
+
+  kind: policy
+  name: gold
+  retention_seconds: 86400    # any moment of a day; what is left out has its default
+  steps:                      # then one state an hour for a week
+    - every_seconds: 3600
+      for_seconds: 604800
+  bandwidth:                  # during these hours; else as fast as the link
+    - {days: [mon, tue, wed, thu, fri], from: \"08:00\", to: \"18:00\", bytes_per_sec: 2000000}
+
+`continuum get policy NAME -o yaml` writes what apply takes. Where recovery points would go, the policy's
+name is asked for; in a script: --yes --confirm gold.
+
 A plan brings groups of machines up one after another:
 
   name: shop
@@ -205,14 +272,69 @@ A plan brings groups of machines up one after another:
       machines: [web-01, web-02]
 
 Examples:
-  continuum apply -f shop.yaml --dry-run
+  continuum apply -f gold.yaml -f shop.yaml --dry-run      what would change, line by line
   continuum apply -f shop.yaml
   continuum test-failover plan/shop
   continuum get plans")]
     Apply(Apply),
-    /// Delete a recovery plan; its machines stay as they are
-    #[command(after_help = "Examples:\n  continuum delete plan shop --yes --confirm shop")]
+    /// Delete a policy that nobody is under, a recovery plan or a consistency group; machines stay as they are
+    #[command(
+        after_help = "Examples:\n  continuum delete policy bronze\n  continuum delete plan shop --yes --confirm shop\n  continuum delete group shop"
+    )]
     Delete(Delete),
+    /// Put protected machines under another policy
+    #[command(after_help = "\
+Where recovery points would go, each machine's name is asked for. In a script: --yes --confirm NAME, or for
+several machines --yes --confirm POLICY.
+
+Examples:
+  continuum set-policy web-01 --policy gold
+  continuum set-policy web-01 web-02 db-01 --policy bronze --yes --confirm bronze")]
+    SetPolicy(SetPolicy),
+    /// Say whether you may give an order, why not, and who could
+    #[command(after_help = "\
+Exit code 0: yes. 5: no.
+
+Examples:
+  continuum can-i failover
+  continuum can-i unprotect web-01 -o json")]
+    CanI(CanI),
+    /// Agree to an order that waits for a second person, or refuse it
+    #[command(after_help = "\
+Shows what is agreed to, and asks for the first letters of its digest typed out. In a script:
+  continuum approve JOB --yes --confirm DIGEST-HEAD
+
+Examples:
+  continuum get jobs                               state waiting: approval
+  continuum approve JOB
+  continuum approve JOB --refuse --reason 'not during the audit'")]
+    Approve(Approve),
+    /// Take an operator's access, or a token, away
+    #[command(
+        after_help = "Examples:\n  continuum get operators\n  continuum revoke operator eve\n  continuum revoke token 1f0c2a9be417"
+    )]
+    Revoke(Revoke),
+    /// Verify an exported audit log, without any vault
+    #[command(after_help = "\
+Exit code 0: every line follows from the one before it. 1: the first that does not is named.
+
+Examples:
+  continuum get audit --all -o json > audit.json
+  continuum audit verify audit.json
+  continuum audit verify audit.json --head HASH    a hash kept elsewhere: tells whether the end was cut off")]
+    Audit(Audit),
+    /// Make machines share recovery points, or set which and how often
+    #[command(after_help = "\
+All machines of a group cut a point at the same time, while none of them is told that a newer write is done: together
+they are in one state there. Such points are for `--point group:NAME`.
+
+Examples:
+  continuum group set shop --machines web-01,app-01,db-01 --every 60s
+  continuum get groups
+  continuum bookmark group/shop before-upgrade
+  continuum test-failover web-01 --point group:shop
+  continuum test-failover plan/shop --point group")]
+    Group(Group),
     /// Tell a run of a plan that what it waits for was done by hand
     #[command(after_help = "Examples:\n  continuum get jobs\n  continuum proceed JOB")]
     Proceed(Proceed),
@@ -240,6 +362,7 @@ The token is shown once. It is good for an hour unless told otherwise, at most f
 
 Examples:
   continuum token agent --site paris --machine web-01
+  continuum token operator --name ada --as recoverer        with it Ada runs: continuum login --token …
   continuum token master-target --site berlin --lifetime 86400")]
     Token(TokenArgs),
     /// Make a profile for a vault and its credentials
@@ -383,6 +506,18 @@ pub enum Noun {
     /// Recovery plans
     #[value(name = "plans", alias = "plan")]
     Plans,
+    /// Consistency groups: machines that share recovery points
+    #[value(name = "groups", alias = "group")]
+    Groups,
+    /// Who is let in, as which role
+    #[value(name = "operators", alias = "operator")]
+    Operators,
+    /// Enrolment tokens; never their secrets
+    #[value(name = "tokens", alias = "token")]
+    Tokens,
+    /// Who did what: a name here looks for words in it
+    #[value(name = "audit")]
+    Audit,
 }
 
 impl Noun {
@@ -398,6 +533,10 @@ impl Noun {
             Self::Servers => "server",
             Self::Events => "event",
             Self::Plans => "plan",
+            Self::Groups => "group",
+            Self::Operators => "operator",
+            Self::Tokens => "token",
+            Self::Audit => "audit line",
         }
     }
     /// Its name, for several.
@@ -412,6 +551,10 @@ impl Noun {
             Self::Servers => "servers",
             Self::Events => "events",
             Self::Plans => "plans",
+            Self::Groups => "groups",
+            Self::Operators => "operators",
+            Self::Tokens => "tokens",
+            Self::Audit => "audit lines",
         }
     }
 }
@@ -436,6 +579,15 @@ pub struct Get {
     /// Go on and tell every change as it happens
     #[arg(short, long)]
     pub watch: bool,
+    /// Policies, plans: the versions of one, who made them and when
+    #[arg(long)]
+    pub history: bool,
+    /// Policies, plans: what changed from each version to the next
+    #[arg(long, conflicts_with = "history")]
+    pub diff: bool,
+    /// Audit: all of it, oldest first, as `audit verify` takes it with -o json
+    #[arg(long, conflicts_with = "limit")]
+    pub all: bool,
 }
 
 /// `describe`
@@ -585,13 +737,26 @@ pub struct Unprotect {
 /// `bookmark`
 #[derive(Debug, Args)]
 pub struct Bookmark {
-    /// Which machine, by name or id
+    /// Which machine, by name or id; or group/NAME
     pub machine: String,
     /// What to call the moment
     pub name: String,
     /// Freeze the machine's applications for it
     #[arg(long)]
     pub app_consistent: bool,
+    /// Following.
+    #[command(flatten)]
+    pub wait: Wait,
+}
+
+/// `move`
+#[derive(Debug, Args)]
+pub struct Move {
+    /// Which machine, by name or id
+    pub machine: String,
+    /// Through which process server from now on, by name or id
+    #[arg(long, default_value = "", hide_default_value = true)]
+    pub process_server: String,
     /// Following.
     #[command(flatten)]
     pub wait: Wait,
@@ -634,6 +799,18 @@ pub enum Rehearsed {
     Cleanup,
     /// Comparing all of source and replica
     Resync,
+    /// Another process server
+    Move,
+    /// Bringing another moment up instead
+    ChangePoint,
+    /// Taking a failover back
+    CancelFailover,
+    /// Reversing the direction
+    Reprotect,
+    /// Bringing it home
+    Failback,
+    /// Letting it stay for good
+    CompleteMigration,
 }
 
 impl Rehearsed {
@@ -646,6 +823,12 @@ impl Rehearsed {
             Self::Unprotect => "unprotect",
             Self::Cleanup => "cleanup",
             Self::Resync => "resync",
+            Self::Move => "move",
+            Self::ChangePoint => "change-point",
+            Self::CancelFailover => "cancel-failover",
+            Self::Reprotect => "reprotect",
+            Self::Failback => "failback",
+            Self::CompleteMigration => "complete-migration",
         }
     }
 }
@@ -661,6 +844,9 @@ pub struct Readiness {
     /// At which moment: latest, processed, app, a point's id, or a time
     #[arg(long, value_parser = point, default_value = "latest")]
     pub point: String,
+    /// Of a move: through which process server
+    #[arg(long, default_value = "", hide_default_value = true)]
+    pub process_server: String,
 }
 
 /// `test-failover`
@@ -715,6 +901,79 @@ pub struct Failover {
     pub wait: Wait,
 }
 
+/// `change-point`
+#[derive(Debug, Args)]
+pub struct ChangePoint {
+    /// Which machine, by name or id
+    pub machine: String,
+    /// Which moment: latest, processed, app, a point's id, or a time
+    #[arg(long, value_parser = point)]
+    pub point: String,
+    /// Agreement.
+    #[command(flatten)]
+    pub consent: Consent,
+    /// Following.
+    #[command(flatten)]
+    pub wait: Wait,
+}
+
+/// `failback`
+#[derive(Debug, Args)]
+pub struct Failback {
+    /// Which machine, by name or id
+    pub machine: String,
+    /// The recovery site is not asked: what had arrived at the old source is taken
+    #[arg(long)]
+    pub unplanned: bool,
+    /// Agreement.
+    #[command(flatten)]
+    pub consent: Consent,
+    /// Following.
+    #[command(flatten)]
+    pub wait: Wait,
+}
+
+/// `branch`
+#[derive(Debug, Args)]
+pub struct Branch {
+    /// What to do with it.
+    #[command(subcommand)]
+    pub act: BranchAct,
+}
+
+/// What is done with branches.
+#[derive(Debug, Subcommand)]
+pub enum BranchAct {
+    /// Which there are
+    List {
+        /// The agent's folder
+        dir: PathBuf,
+    },
+    /// Lay a branch over an image of the disk: what it held before, where it was overwritten
+    Export {
+        /// The agent's folder
+        dir: PathBuf,
+        /// Which branch
+        name: String,
+        /// Which disk
+        #[arg(long, default_value_t = 0)]
+        disk: u16,
+        /// A raw image of the disk, which is changed: a copy of the disk, or an export of the replica
+        #[arg(long, value_name = "IMAGE")]
+        onto: PathBuf,
+    },
+    /// Remove a branch; what is in it is nowhere else
+    Drop {
+        /// The agent's folder
+        dir: PathBuf,
+        /// Which branch
+        name: String,
+        /// Agreement.
+        #[command(flatten)]
+        consent: Consent,
+    },
+}
+
 /// `verify`
 #[derive(Debug, Args)]
 pub struct Verify {
@@ -761,6 +1020,9 @@ pub struct Apply {
     /// Only check, and say what would change
     #[arg(long)]
     pub dry_run: bool,
+    /// Agreement.
+    #[command(flatten)]
+    pub consent: Consent,
     /// Following.
     #[command(flatten)]
     pub wait: Wait,
@@ -782,11 +1044,152 @@ pub struct Delete {
     pub wait: Wait,
 }
 
+/// `group`
+#[derive(Debug, Args)]
+pub struct Group {
+    /// What.
+    #[command(subcommand)]
+    pub act: GroupAct,
+}
+
+/// What is done with a group.
+#[derive(Debug, Subcommand)]
+pub enum GroupAct {
+    /// Make it, or set its machines and times
+    Set(GroupSet),
+}
+
+/// `group set`
+#[derive(Debug, Args)]
+pub struct GroupSet {
+    /// Its name
+    pub name: String,
+    /// All its machines, by name or id; a machine is in one group
+    #[arg(long, value_delimiter = ',', required = true, value_name = "MACHINE,…")]
+    pub machines: Vec<String>,
+    /// How often they share a point, such as 60s, 5m, 1h; 0: only when asked
+    #[arg(long, default_value = "60s", value_parser = span)]
+    pub every: u64,
+    /// The longest that a write waits for the other machines, in milliseconds
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(10..=5000))]
+    pub hold_ms: u32,
+    /// Following.
+    #[command(flatten)]
+    pub wait: Wait,
+}
+
+/// Seconds from a text such as `60s`.
+fn span(text: &str) -> Result<u64, String> {
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(end);
+    let factor = match unit {
+        "" | "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        _ => return Err("write seconds, minutes or hours, such as 60s, 5m or 1h".into()),
+    };
+    let number: u64 = number.parse().map_err(|_| "write a number, such as 60s".to_owned())?;
+    number.checked_mul(factor).ok_or_else(|| "that is too long".to_owned())
+}
+
 /// What can be deleted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Deletable {
     /// A recovery plan
     Plan,
+    /// A consistency group; the points that were shared stay with each machine
+    Group,
+    /// A policy
+    Policy,
+}
+
+/// `set-policy`
+#[derive(Debug, Args)]
+pub struct SetPolicy {
+    /// Which machines, by name or id
+    #[arg(required = true, value_name = "MACHINE")]
+    pub machines: Vec<String>,
+    /// Under which policy they go
+    #[arg(long)]
+    pub policy: String,
+    /// Agreement.
+    #[command(flatten)]
+    pub consent: Consent,
+    /// Following.
+    #[command(flatten)]
+    pub wait: Wait,
+}
+
+/// `can-i`
+#[derive(Debug, Args)]
+pub struct CanI {
+    /// Which order, such as failover, unprotect, set-policy
+    pub order: String,
+    /// To which machine, or plan/NAME
+    pub machine: Option<String>,
+}
+
+/// `approve`
+#[derive(Debug, Args)]
+pub struct Approve {
+    /// Which job
+    pub job: String,
+    /// Refuse it instead
+    #[arg(long)]
+    pub refuse: bool,
+    /// Why
+    #[arg(long, requires = "refuse")]
+    pub reason: Option<String>,
+    /// The first eight letters of the digest that was looked at; needed with --yes
+    #[arg(long = "confirm", value_name = "DIGEST", help_heading = "Consent")]
+    pub digest: Option<String>,
+    /// Following.
+    #[command(flatten)]
+    pub wait: Wait,
+}
+
+/// `revoke`
+#[derive(Debug, Args)]
+pub struct Revoke {
+    /// What
+    #[arg(value_enum, value_name = "KIND")]
+    pub what: Revocable,
+    /// The operator's name, or the token's id
+    pub name: String,
+}
+
+/// What can be revoked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Revocable {
+    /// An operator
+    Operator,
+    /// A token that was not used yet
+    Token,
+}
+
+/// `audit`
+#[derive(Debug, Args)]
+pub struct Audit {
+    /// What
+    #[command(subcommand)]
+    pub act: AuditAct,
+}
+
+/// What is done with an audit log.
+#[derive(Debug, Subcommand)]
+pub enum AuditAct {
+    /// Whether an export is whole
+    Verify(AuditVerify),
+}
+
+/// `audit verify`
+#[derive(Debug, Args)]
+pub struct AuditVerify {
+    /// What `continuum get audit --all -o json` wrote
+    pub file: PathBuf,
+    /// A hash that was the last one at some time, kept elsewhere
+    #[arg(long, value_name = "HASH")]
+    pub head: Option<String>,
 }
 
 /// `proceed`
@@ -856,6 +1259,12 @@ pub struct TokenArgs {
     /// Only a machine of this name may use it
     #[arg(long, default_value = "", hide_default_value = true, allow_hyphen_values = true)]
     pub machine: String,
+    /// Operator: what they are called
+    #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
+    pub name: String,
+    /// Operator: their role (reader, operator, recoverer, contributor, approver, owner, auditor)
+    #[arg(long = "as", value_name = "ROLE", default_value = "", hide_default_value = true)]
+    pub operator_role: String,
     /// How long it is good
     #[arg(long, value_name = "SECONDS", default_value_t = 3600, value_parser = clap::value_parser!(u32).range(1..=432_000))]
     pub lifetime: u32,
@@ -1062,6 +1471,9 @@ pub enum RoleKind {
         /// An empty disk is formatted.
         #[arg(long)]
         format: bool,
+        /// Where it can be told to hold still.
+        #[arg(long)]
+        hook: Option<PathBuf>,
         /// Run as a machine of its own, in QEMU, with the kernel in this folder.
         #[arg(long)]
         machine: Option<PathBuf>,

@@ -91,6 +91,13 @@ pub fn machine_whole(m: &pb::Machine) -> Doc {
         ("sent_bytes_total", m.sent_bytes_total.into()),
         ("compared_bytes", m.compared_bytes.into()),
         ("to_compare_bytes", m.to_compare_bytes.into()),
+        ("limit_bytes_per_sec", m.limit_bytes_per_sec.into()),
+        ("held_by", Doc::text(&m.held_by)),
+        (
+            "link_fault",
+            m.link_fault.as_ref().map(|told| fault(&continuum_wire::grpc::fault_from_proto(told))).into(),
+        ),
+        ("next_retry", time(m.next_retry_us)),
         ("process_server", Doc::text(&m.process_server)),
         ("master_target", Doc::text(&m.master_target)),
         ("epoch", m.epoch.into()),
@@ -131,6 +138,7 @@ pub fn point(p: &pb::Point) -> Doc {
         ("time", Doc::time(p.time_us)),
         ("kind", Doc::text(&p.kind)),
         ("name", Doc::text(&p.name)),
+        ("group", if p.group.is_empty() { Doc::Null } else { Doc::text(&p.group) }),
         ("pinned", p.pinned.into()),
         ("locked_until", time(p.locked_until_us)),
         (
@@ -278,6 +286,7 @@ pub fn server(s: &pb::Server) -> Doc {
         ("buffer_full_in_seconds", s.buffer_full_seconds.into()),
         ("volume_full_in_seconds", s.volume_full_seconds.into()),
         ("bytes_per_sec", s.bytes_per_sec.into()),
+        ("limit_bytes_per_sec", s.limit_bytes_per_sec.into()),
         ("machines", s.machines.into()),
         ("machine", Doc::text(&s.machine)),
         ("id", Doc::text(&s.id)),
@@ -323,6 +332,7 @@ pub fn policy(p: &pb::Policy) -> Doc {
         ("bandwidth", Doc::List(p.bandwidth.iter().map(bandwidth_limit).collect())),
         ("resync_window", p.resync_window.as_ref().map_or(Doc::Null, hours)),
         ("machines", p.machines.into()),
+        ("version", p.version.into()),
         ("id", Doc::text(&p.id)),
     ])
 }
@@ -354,6 +364,30 @@ pub fn plan(p: &pb::Plan) -> Doc {
         ("run", Doc::text(&p.run)),
         ("orders", Doc::List(p.orders.iter().map(|order| Doc::text(order)).collect())),
         ("text", Doc::text(&p.text)),
+    ])
+}
+
+/// A consistency group.
+pub fn group(g: &pb::Group) -> Doc {
+    let machine = |machine: &pb::GroupMember| {
+        Doc::Map(vec![("name", Doc::text(&machine.name)), ("id", Doc::text(&machine.id))])
+    };
+    Doc::Map(vec![
+        ("name", Doc::text(&g.name)),
+        ("version", g.version.into()),
+        ("machines", Doc::List(g.machines.iter().map(machine).collect())),
+        ("every_seconds", g.every_seconds.into()),
+        ("hold_ms_max", u64::from(g.hold_millis).into()),
+        ("leader", Doc::text(&g.leader)),
+        ("newest_point", time(g.newest_point_us)),
+        ("newest_point_id", Doc::text(&g.newest_point)),
+        ("points", u64::from(g.points).into()),
+        ("hold_p50_ms", g.hold_p50_ms.into()),
+        ("hold_p99_ms", g.hold_p99_ms.into()),
+        ("hold_max_ms", g.hold_max_ms.into()),
+        ("missed", time(g.missed_us)),
+        ("missed_reason", Doc::text(&g.missed_reason)),
+        ("problems", Doc::List(g.problems.iter().map(|problem| Doc::text(problem)).collect())),
     ])
 }
 

@@ -29,6 +29,12 @@ pub async fn run(setting: &Setting, describe: &Describe) -> Result<(), Fault> {
 }
 
 async fn one(vault: &mut Vault, describe: &Describe) -> Result<Doc, Fault> {
+    if matches!(describe.noun, Noun::Operators | Noun::Tokens | Noun::Audit) {
+        let (noun, name) = (describe.noun.plural(), shown(&describe.name));
+        return Err(Fault::new(FaultClass::Usage, "usage", format!("{noun} are listed, not described"))
+            .spares("nothing was changed")
+            .remedy(format!("see `continuum get {noun} {name}`")));
+    }
     let mut found = vault.snapshot(&[kind_of(describe.noun)], &describe.name, 0).await?;
     found.retain(|entity| is_called(entity, &describe.name));
     match found.as_slice() {
@@ -91,6 +97,8 @@ pub async fn readiness(setting: &Setting, wanted: &Readiness) -> Result<(), Faul
             machine: wanted.machine.clone(),
             order: wanted.order.name().to_owned(),
             point: wanted.point.clone(),
+            process_server: wanted.process_server.clone(),
+            policy: None,
         })
         .await?;
     let doc = contract::readiness(&wanted.machine, &report);

@@ -30,6 +30,18 @@ pub async fn run(setting: &Setting, get: &Get) -> Result<(), Fault> {
             get.noun.plural()
         )));
     }
+    if get.history || get.diff {
+        return super::apply::versions(setting, get).await;
+    }
+    if get.all && get.noun != Noun::Audit {
+        return Err(usage(format!("--all is for the audit log, not for {}", get.noun.plural())));
+    }
+    if matches!(get.noun, Noun::Operators | Noun::Tokens | Noun::Audit) {
+        if get.watch {
+            return Err(usage(format!("{} cannot be watched", get.noun.plural())));
+        }
+        return super::access::get(setting, get).await;
+    }
     if get.watch {
         return watch(setting, get).await;
     }
@@ -42,8 +54,16 @@ pub async fn run(setting: &Setting, get: &Get) -> Result<(), Fault> {
     if entities.is_empty() && !name.is_empty() {
         return Err(unknown(get.noun, name));
     }
-    entities.retain(|entity| !matches!(entity, Entity::Plan(plan) if plan.deleted));
+    entities.retain(|entity| match entity {
+        Entity::Plan(plan) => !plan.deleted,
+        Entity::Group(group) => !group.deleted,
+        Entity::Policy(policy) => !policy.deleted,
+        _ => true,
+    });
     worst_first(&mut entities);
+    if let Some(written) = super::apply::exported(setting, get, &entities) {
+        return written;
+    }
     let now = SystemClock::default().wall();
     let docs = entities.iter().map(doc).collect();
     let blank = doc(&blank(get.noun));
@@ -63,7 +83,7 @@ pub fn unknown(noun: Noun, name: &str) -> Fault {
     .remedy(format!("see `continuum get {}`", noun.plural()))
 }
 
-fn usage(message: String) -> Fault {
+pub(super) fn usage(message: String) -> Fault {
     Fault::new(FaultClass::Usage, "usage", message)
         .spares("nothing was changed")
         .remedy("see `continuum get --help`")
@@ -80,20 +100,25 @@ pub const fn kind_of(noun: Noun) -> pb::Kind {
         Noun::Servers => pb::Kind::Server,
         Noun::Events => pb::Kind::Event,
         Noun::Plans => pb::Kind::Plan,
-        Noun::Points => pb::Kind::Unspecified,
+        Noun::Groups => pb::Kind::Group,
+        // Asked for by calls of their own.
+        Noun::Points | Noun::Operators | Noun::Tokens | Noun::Audit => pb::Kind::Unspecified,
     }
 }
 
 fn blank(noun: Noun) -> Entity {
     match noun {
         Noun::Sites => Entity::Site(pb::Site::default()),
-        Noun::Machines | Noun::Points => Entity::Machine(pb::Machine::default()),
+        Noun::Machines | Noun::Points | Noun::Operators | Noun::Tokens | Noun::Audit => {
+            Entity::Machine(pb::Machine::default())
+        }
         Noun::Policies => Entity::Policy(pb::Policy::default()),
         Noun::Jobs => Entity::Job(pb::Job::default()),
         Noun::Alerts => Entity::Alert(pb::Alert::default()),
         Noun::Servers => Entity::Server(pb::Server::default()),
         Noun::Events => Entity::Event(pb::Event::default()),
         Noun::Plans => Entity::Plan(pb::Plan::default()),
+        Noun::Groups => Entity::Group(pb::Group::default()),
     }
 }
 
@@ -108,6 +133,7 @@ pub fn doc(entity: &Entity) -> Doc {
         Entity::Alert(alert) => contract::alert(alert),
         Entity::Event(event) => contract::event(event),
         Entity::Plan(plan) => contract::plan(plan),
+        Entity::Group(group) => contract::group(group),
     }
 }
 
@@ -134,6 +160,9 @@ pub fn worst_first(entities: &mut [Entity]) {
         (Entity::Event(a), Entity::Event(b)) => (b.time_us, b.id).cmp(&(a.time_us, a.id)),
         (Entity::Site(a), Entity::Site(b)) => (&a.name, &a.id).cmp(&(&b.name, &b.id)),
         (Entity::Policy(a), Entity::Policy(b)) => (&a.name, &a.id).cmp(&(&b.name, &b.id)),
+        (Entity::Group(a), Entity::Group(b)) => {
+            (a.problems.is_empty(), &a.name).cmp(&(b.problems.is_empty(), &b.name))
+        }
         (Entity::Plan(a), Entity::Plan(b)) => {
             (a.problems.is_empty(), &a.name).cmp(&(b.problems.is_empty(), &b.name))
         }
@@ -158,6 +187,7 @@ fn table(noun: Noun, entities: &[Entity], wide: bool, now: Timestamp) -> Table {
                 .to_owned()
         }
         Noun::Alerts => "No alerts: nothing needs a person.".to_owned(),
+        Noun::Groups => "No consistency groups yet: see `continuum group set --help`.".to_owned(),
         Noun::Plans => "No recovery plans yet: see `continuum apply --help`.".to_owned(),
         _ => format!("No {} yet.", noun.plural()),
     };
@@ -241,9 +271,22 @@ pub fn head(noun: Noun, wide: bool) -> &'static [&'static str] {
             &["SEVERITY", ">AGE", "STATE", "OBJECT", "WHAT HAPPENED", "WHY", "WHAT TO DO", "CODE", "ID"]
         }
         (Noun::Events, _) => &["TIME", "KIND", "OBJECT", "WHAT", "BY"],
+        (Noun::Groups, _) => &[
+            "NAME",
+            "MACHINES",
+            ">EVERY",
+            ">NEWEST",
+            ">POINTS",
+            ">HOLD P50",
+            ">P99",
+            ">MAX",
+            "LEADER",
+            "NEEDS",
+        ],
         (Noun::Plans, _) => {
             &["NAME", ">GROUPS", ">MACHINES", ">OBJECTIVE", ">FORECAST", ">LAST DRILL", "PASSED", "NEEDS"]
         }
+        (Noun::Operators | Noun::Tokens | Noun::Audit, _) => &[],
         (Noun::Points, false) => &["TIME", ">AGE", "KIND", "NAME", "PROVEN", "ID"],
         (Noun::Points, true) => {
             &["TIME", ">AGE", "KIND", "NAME", "PINNED", "BOOTED", "PROBED", "DIGEST EQUAL", "ID"]
@@ -300,6 +343,7 @@ pub fn row(entity: &Entity, wide: bool, now: Timestamp, names: &Names) -> Vec<Ce
         Entity::Server(server) => server_row(server, wide, now),
         Entity::Policy(policy) => policy_row(policy, wide),
         Entity::Plan(plan) => plan_row(plan, now),
+        Entity::Group(group) => group_row(group, now),
         Entity::Job(job) => job_row(job, wide, now),
         Entity::Alert(alert) => alert_row(alert, wide, now),
         Entity::Event(event) => vec![
@@ -416,6 +460,27 @@ fn plan_row(p: &pb::Plan, now: Timestamp) -> Vec<Cell> {
         human::age(p.last_drill_us, now).into(),
         passed,
         Cell::from(p.problems.join("; ")),
+    ]
+}
+
+fn group_row(g: &pb::Group, now: Timestamp) -> Vec<Cell> {
+    let names: Vec<&str> = g.machines.iter().map(|machine| machine.name.as_str()).collect();
+    let millis = |value: Option<f64>| value.map_or_else(String::new, |value| format!("{value:.1} ms"));
+    vec![
+        g.name.as_str().into(),
+        names.join(", ").into(),
+        if g.every_seconds == 0 {
+            "asked".into()
+        } else {
+            human::seconds(Some(g.every_seconds as f64)).into()
+        },
+        human::age(g.newest_point_us, now).into(),
+        g.points.to_string().into(),
+        millis(g.hold_p50_ms).into(),
+        millis(g.hold_p99_ms).into(),
+        millis(g.hold_max_ms).into(),
+        g.leader.as_str().into(),
+        g.problems.join("; ").into(),
     ]
 }
 
@@ -662,6 +727,7 @@ pub fn is_called(entity: &Entity, name: &str) -> bool {
         Entity::Machine(machine) => (machine.id.as_str(), machine.name.as_str()),
         Entity::Policy(policy) => (policy.id.as_str(), policy.name.as_str()),
         Entity::Plan(plan) => (plan.name.as_str(), plan.name.as_str()),
+        Entity::Group(group) => (group.name.as_str(), group.name.as_str()),
         Entity::Job(job) => (job.id.as_str(), job.machine.as_str()),
         Entity::Alert(alert) => (alert.id.as_str(), alert.object.as_str()),
         Entity::Event(event) => return event.object == name || event.object_id == name,

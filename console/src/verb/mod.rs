@@ -2,6 +2,7 @@
 //!
 //! - [`args`]: the command line and its help
 //! - [`get`], [`describe`]: what there is
+//! - [`apply`]: policies and plans as texts; [`access`]: who is let in, what was done, four eyes
 //! - [`order`], [`consent`], [`follow`], [`progress`]: what is to be done, agreed to, and watched
 //! - [`inspect`], [`export`], [`rescue`], [`archive`], [`hrl`]: stores and logs by hand, where no vault is alive
 //! - [`report`]: how drills and failovers went
@@ -12,9 +13,12 @@
 //! Invariants: the answer goes to standard output, everything else to standard error. Without a terminal
 //! there is no colour and no question. Nothing from outside reaches a terminal unescaped.
 
+pub mod access;
+pub mod apply;
 pub mod archive;
 pub mod args;
-pub mod consent;
+pub mod branch;
+mod consent;
 pub mod contract;
 pub mod describe;
 pub mod doctor;
@@ -130,6 +134,9 @@ fn run(setting: &Setting, verb: Option<Verb>) -> Result<(), Fault> {
         Some(Verb::Role(role)) => lab::role(&role),
         Some(Verb::Completions { shell }) => manual::completions(setting, shell),
         Some(Verb::Man) => manual::pages(setting),
+        Some(Verb::Audit(args::Audit { act: args::AuditAct::Verify(wanted) })) => {
+            access::verify(setting, &wanted)
+        }
         Some(Verb::Inspect(wanted)) => inspect::run(setting, &wanted),
         Some(Verb::Export(wanted)) => export::run(setting, &wanted),
         Some(Verb::Report(args::Report { verb: args::ReportVerb::Verify { files } })) => {
@@ -138,6 +145,7 @@ fn run(setting: &Setting, verb: Option<Verb>) -> Result<(), Fault> {
         Some(Verb::Archive(wanted)) => archive::run(setting, &wanted),
         Some(Verb::Hrl(wanted)) => hrl::run(setting, &wanted),
         Some(Verb::Rescue(wanted)) => rescue::run(setting, &wanted),
+        Some(Verb::Branch(wanted)) => branch::run(setting, &wanted),
         Some(Verb::Profiles(profiles)) => session::profiles(setting, &profiles),
         Some(Verb::Logout(logout)) => session::logout(setting, &logout),
         Some(verb) => {
@@ -195,13 +203,32 @@ async fn ask(setting: &Setting, verb: Verb) -> Result<(), Fault> {
             let order = run_plan(&o.machine, "cleanup", "");
             order::give(setting, &o.machine, order, &o.wait, None).await
         }
-        Verb::Apply(apply) => order::apply(setting, &apply).await,
+        Verb::Apply(apply) => apply::run(setting, &apply).await,
+        Verb::SetPolicy(o) => apply::assign(setting, &o).await,
+        Verb::CanI(can) => access::can_i(setting, &can).await,
+        Verb::Approve(o) => access::approve(setting, &o).await,
+        Verb::Revoke(o) => access::revoke(setting, &o).await,
+        Verb::Delete(o) if o.what == args::Deletable::Policy => {
+            apply::delete_policy(setting, &o.name, &o.wait).await
+        }
         Verb::Delete(o) => {
-            let args::Deletable::Plan = o.what;
+            if o.what == args::Deletable::Group {
+                let order = Order::DeleteGroup(pb::DeleteGroup { group: o.name });
+                return order::give(setting, "", order, &o.wait, None).await;
+            }
             let name = format!("plan/{}", o.name);
             let danger = Danger { order: "delete", point: "", consent: &o.consent };
             let order = Order::DeletePlan(pb::DeletePlan { plan: o.name });
             order::give(setting, &name, order, &o.wait, Some(danger)).await
+        }
+        Verb::Group(args::Group { act: args::GroupAct::Set(o) }) => {
+            let order = pb::SetGroup {
+                name: o.name,
+                machines: o.machines,
+                every_seconds: o.every,
+                hold_millis: o.hold_ms,
+            };
+            order::give(setting, "", Order::SetGroup(order), &o.wait, None).await
         }
         Verb::Proceed(o) => {
             order::give(setting, "", Order::Proceed(pb::Proceed { job: o.job }), &o.wait, None).await
@@ -227,6 +254,10 @@ async fn ask(setting: &Setting, verb: Verb) -> Result<(), Fault> {
                 order::give(setting, &machine, Order::RetryNow(pb::RetryNow {}), &o.wait, None).await
             }
         },
+        Verb::Move(o) => {
+            let order = pb::MoveMachine { process_server: o.process_server };
+            order::give(setting, &o.machine, Order::MoveMachine(order), &o.wait, None).await
+        }
         Verb::Cancel(o) => {
             order::give(setting, "", Order::CancelJob(pb::CancelJob { job: o.job }), &o.wait, None).await
         }
@@ -242,6 +273,33 @@ async fn ask(setting: &Setting, verb: Verb) -> Result<(), Fault> {
         Verb::Commit(o) => {
             let danger = Danger { order: "commit", point: "", consent: &o.consent };
             order::give(setting, &o.machine, Order::Commit(pb::Commit {}), &o.wait, Some(danger)).await
+        }
+        Verb::ChangePoint(o) => {
+            let danger = Danger { order: "change-point", point: &o.point, consent: &o.consent };
+            let order = Order::ChangePoint(pb::ChangePoint { point: o.point.clone() });
+            order::give(setting, &o.machine, order, &o.wait, Some(danger)).await
+        }
+        Verb::CancelFailover(o) => {
+            let danger = Danger { order: "cancel-failover", point: "", consent: &o.consent };
+            let order = Order::CancelFailover(pb::CancelFailover {});
+            order::give(setting, &o.machine, order, &o.wait, Some(danger)).await
+        }
+        Verb::Reprotect(o) => {
+            let danger = Danger { order: "reprotect", point: "", consent: &o.consent };
+            let order = Order::Reprotect(pb::Reprotect {});
+            order::give(setting, &o.machine, order, &o.wait, Some(danger)).await
+        }
+        Verb::Failback(o) => {
+            let asked = if o.unplanned { "unplanned-failback" } else { "failback" };
+            let kind = if o.unplanned { "unplanned" } else { "planned" };
+            let danger = Danger { order: asked, point: "", consent: &o.consent };
+            let order = Order::Failback(pb::Failback { kind: kind.into() });
+            order::give(setting, &o.machine, order, &o.wait, Some(danger)).await
+        }
+        Verb::CompleteMigration(o) => {
+            let danger = Danger { order: "complete-migration", point: "", consent: &o.consent };
+            let order = Order::CompleteMigration(pb::CompleteMigration {});
+            order::give(setting, &o.machine, order, &o.wait, Some(danger)).await
         }
         Verb::Failover(o) if o.planned => {
             let danger = Danger { order: "planned-failover", point: "", consent: &o.consent };
@@ -260,7 +318,9 @@ async fn ask(setting: &Setting, verb: Verb) -> Result<(), Fault> {
         // Handled before the runtime was made.
         Verb::Completions { .. }
         | Verb::Man
+        | Verb::Audit(_)
         | Verb::Inspect(_)
+        | Verb::Branch(_)
         | Verb::Export(_)
         | Verb::Rescue(_)
         | Verb::Archive(_)

@@ -54,6 +54,7 @@ pub async fn give(
                 machine: machine.to_owned(),
                 order: danger.order.to_owned(),
                 point: danger.point.to_owned(),
+                ..Default::default()
             })
             .await?;
         // Reads a line from the terminal: on a thread of its own, so that the connection stays alive.
@@ -109,42 +110,6 @@ pub async fn protect(setting: &Setting, protect: &args::Protect) -> Result<(), F
     finish(setting, vault, jobs, &protect.wait).await
 }
 
-/// `apply`: the plans in files, one after another.
-pub async fn apply(setting: &Setting, apply: &args::Apply) -> Result<(), Fault> {
-    let mut texts = Vec::new();
-    for path in &apply.files {
-        let read = if path.as_os_str() == "-" {
-            io::read_to_string(io::stdin())
-        } else {
-            std::fs::read_to_string(path)
-        };
-        let text = read.map_err(|error| {
-            let path = shown(&path.display().to_string());
-            Fault::new(FaultClass::Usage, "file.unread", format!("{path}: {error}"))
-                .spares("nothing was changed")
-                .remedy("name a file of UTF-8 text that you may read")
-        })?;
-        texts.push(text);
-    }
-    let mut vault = Vault::connect(&setting.choice).await?;
-    let several = texts.len() > 1;
-    let mut jobs = Vec::new();
-    for (at, text) in texts.into_iter().enumerate() {
-        let key = match &apply.wait.key {
-            Some(key) if several => format!("{key}.{at}"),
-            _ => key(&apply.wait),
-        };
-        let order = Order::ApplyPlan(pb::ApplyPlan { text, dry_run: apply.dry_run });
-        let request = pb::OrderRequest { key, order: Some(order), ..Default::default() };
-        let file = shown(&apply.files[at].display().to_string());
-        let sent = send(setting, &mut vault, request).await;
-        let job = sent.map_err(|fault| Fault { message: format!("{file}: {}", fault.message), ..fault })?;
-        setting.say(&job.detail);
-        jobs.push(job);
-    }
-    finish(setting, vault, jobs, &apply.wait).await
-}
-
 /// `wait`: follows a job that was begun elsewhere.
 pub async fn wait(setting: &Setting, wanted: &args::WaitFor) -> Result<(), Fault> {
     let mut vault = Vault::connect(&setting.choice).await?;
@@ -152,7 +117,7 @@ pub async fn wait(setting: &Setting, wanted: &args::WaitFor) -> Result<(), Fault
     finish(setting, vault, vec![job], &Wait { timeout: wanted.timeout, ..Wait::default() }).await
 }
 
-fn half_done(fault: Fault, done: &[String]) -> Fault {
+pub(super) fn half_done(fault: Fault, done: &[String]) -> Fault {
     let done = done.iter().map(|name| shown(name)).collect::<Vec<_>>().join(", ");
     let affected = if fault.affected.is_empty() { String::new() } else { format!("{}; ", fault.affected) };
     Fault {
@@ -161,7 +126,7 @@ fn half_done(fault: Fault, done: &[String]) -> Fault {
     }
 }
 
-fn key(wait: &Wait) -> String {
+pub(super) fn key(wait: &Wait) -> String {
     wait.key.clone().unwrap_or_else(|| uuid::Uuid::now_v7().to_string())
 }
 
@@ -196,7 +161,11 @@ async fn only(vault: &mut Vault, kind: pb::Kind, what: &str, flag: &str) -> Resu
     }
 }
 
-async fn send(setting: &Setting, vault: &mut Vault, request: pb::OrderRequest) -> Result<pb::Job, Fault> {
+pub(super) async fn send(
+    setting: &Setting,
+    vault: &mut Vault,
+    request: pb::OrderRequest,
+) -> Result<pb::Job, Fault> {
     let begun = tokio::time::Instant::now();
     let mut result = vault.order(request.clone()).await;
     while let Err(fault) = &result {
@@ -235,12 +204,17 @@ async fn send(setting: &Setting, vault: &mut Vault, request: pb::OrderRequest) -
 }
 
 /// Follows jobs unless told not to, writes them, and turns their outcome into an exit.
-async fn finish(setting: &Setting, vault: Vault, jobs: Vec<pb::Job>, wait: &Wait) -> Result<(), Fault> {
+pub(super) async fn finish(
+    setting: &Setting,
+    vault: Vault,
+    jobs: Vec<pb::Job>,
+    wait: &Wait,
+) -> Result<(), Fault> {
     let several = jobs.len() > 1;
     let mut vault = Some(vault);
     let mut ended = Vec::new();
     for job in jobs {
-        if wait.no_wait && !follow::is_over(&job) {
+        if (wait.no_wait || waits_for_approval(&job)) && !follow::is_over(&job) {
             ended.push(job);
             continue;
         }
@@ -290,8 +264,23 @@ fn told(job: &pb::Job) -> Doc {
     if job.kind == "verify" { contract::verify(job) } else { contract::order(job) }
 }
 
+/// Whether a second person must agree before anything happens.
+fn waits_for_approval(job: &pb::Job) -> bool {
+    job.state == "waiting" && job.approval.is_some()
+}
+
 /// The job's own fault, where it did not end well.
 fn verdict(job: &pb::Job) -> Result<(), Fault> {
+    if waits_for_approval(job) {
+        return Err(Fault::new(
+            FaultClass::WaitingForApproval,
+            "job.waiting-for-approval",
+            format!("{} of {} waits until a second person agrees", shown(&job.kind), shown(&job.machine)),
+        )
+        .affects("this order: nothing has happened yet")
+        .spares("everything")
+        .remedy(format!("an approver or another owner answers: continuum approve {}", shown(&job.id))));
+    }
     if !follow::is_over(job) {
         return Ok(());
     }

@@ -218,8 +218,9 @@ pub async fn token(setting: &Setting, wanted: &TokenArgs) -> Result<(), Fault> {
         .create_token(pb::CreateTokenRequest {
             role: wanted.role.name().to_owned(),
             site: wanted.site.clone(),
-            machine: wanted.machine.clone(),
+            machine: if wanted.name.is_empty() { wanted.machine.clone() } else { wanted.name.clone() },
             lifetime_seconds: wanted.lifetime,
+            operator_role: wanted.operator_role.clone(),
         })
         .await?;
     let doc = Doc::Map(vec![

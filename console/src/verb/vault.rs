@@ -108,4 +108,31 @@ impl Vault {
     ) -> Result<pb::CreateTokenReply, Fault> {
         Ok(self.client.create_token(request).await.map_err(|status| grpc::fault_of(&status))?.into_inner())
     }
+
+    /// Versions of a policy or a plan.
+    pub async fn versions(&mut self, request: pb::VersionsRequest) -> Result<pb::VersionsReply, Fault> {
+        Ok(self.client.versions(request).await.map_err(|status| grpc::fault_of(&status))?.into_inner())
+    }
+
+    /// Operators and tokens.
+    pub async fn access(&mut self) -> Result<pb::AccessReply, Fault> {
+        let reply = self.client.access(pb::AccessRequest {}).await;
+        Ok(reply.map_err(|status| grpc::fault_of(&status))?.into_inner())
+    }
+
+    /// A page of the audit log.
+    pub async fn audit(&mut self, request: pb::AuditRequest) -> Result<pb::AuditReply, Fault> {
+        Ok(self.client.audit(request).await.map_err(|status| grpc::fault_of(&status))?.into_inner())
+    }
+
+    /// Takes an operator's or a token's access away.
+    pub async fn revoke(&mut self, request: pb::RevokeRequest) -> Result<(), Fault> {
+        self.client.revoke(request).await.map_err(|status| grpc::fault_of(&status))?;
+        Ok(())
+    }
+
+    /// Whether an order is allowed.
+    pub async fn can_i(&mut self, request: pb::CanIRequest) -> Result<pb::CanIReply, Fault> {
+        Ok(self.client.can_i(request).await.map_err(|status| grpc::fault_of(&status))?.into_inner())
+    }
 }

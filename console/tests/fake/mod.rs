@@ -262,6 +262,7 @@ pub fn key_of(entity: &Entity) -> (pb::Kind, &str, &str) {
         Entity::Machine(machine) => (pb::Kind::Machine, &machine.id, &machine.name),
         Entity::Policy(policy) => (pb::Kind::Policy, &policy.id, &policy.name),
         Entity::Plan(plan) => (pb::Kind::Plan, &plan.name, &plan.name),
+        Entity::Group(group) => (pb::Kind::Group, &group.name, &group.name),
         Entity::Job(job) => (pb::Kind::Job, &job.id, ""),
         Entity::Alert(alert) => (pb::Kind::Alert, &alert.id, ""),
         Entity::Event(event) => (pb::Kind::Event, &event.object, ""),
@@ -428,6 +429,26 @@ impl Operator for Shared {
         let lifetime = i64::from(request.into_inner().lifetime_seconds);
         let expires_us = now().micros() + lifetime * 1_000_000;
         Ok(Response::new(pb::CreateTokenReply { token: "ct1.once".into(), expires_us }))
+    }
+
+    async fn versions(&self, _: Request<pb::VersionsRequest>) -> Result<Response<pb::VersionsReply>, Status> {
+        Ok(Response::new(pb::VersionsReply::default()))
+    }
+
+    async fn access(&self, _: Request<pb::AccessRequest>) -> Result<Response<pb::AccessReply>, Status> {
+        Ok(Response::new(pb::AccessReply::default()))
+    }
+
+    async fn audit(&self, _: Request<pb::AuditRequest>) -> Result<Response<pb::AuditReply>, Status> {
+        Ok(Response::new(pb::AuditReply::default()))
+    }
+
+    async fn revoke(&self, _: Request<pb::RevokeRequest>) -> Result<Response<pb::RevokeReply>, Status> {
+        Ok(Response::new(pb::RevokeReply {}))
+    }
+
+    async fn can_i(&self, _: Request<pb::CanIRequest>) -> Result<Response<pb::CanIReply>, Status> {
+        Ok(Response::new(pb::CanIReply::default()))
     }
 }
 

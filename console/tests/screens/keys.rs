@@ -45,6 +45,11 @@ fn act() -> impl Strategy<Value = Act> {
         Just('3'),
         Just('5'),
         Just('6'),
+        Just('4'),
+        Just('8'),
+        Just('9'),
+        Just('e'),
+        Just('i'),
         Just('d'),
         Just('-'),
         Just('0'),
@@ -99,12 +104,19 @@ fn judged(console: &mut Console, message: Message) {
                 Some(dialog) => {
                     assert!(dialog.armed, "agreed to before it stood on the screen");
                     match dialog.stage() {
+                        // A form was looked through, and its report agreed to, before any of it goes out.
                         Stage::Ask => assert_ne!(entry_of(dialog.action).risk, Risk::Danger),
                         Stage::Type => assert!(dialog.is_typed(), "the name was not typed out"),
                         stage @ (Stage::Asking | Stage::Blocked) => panic!("ordered while {stage:?}"),
                     }
                 }
             }
+        }
+        // Who is let in is changed by the same road.
+        if matches!(effect, Effect::Token(..) | Effect::Revoke(..)) {
+            assert!(
+                !pasted && before.as_ref().is_some_and(|dialog| dialog.armed && dialog.stage() == Stage::Ask)
+            );
         }
         if effect == Effect::Arm {
             judged(console, Message::Armed);

@@ -6,6 +6,7 @@ use continuum_console::link::watch::News;
 use continuum_console::tui::core::state::{Message, State};
 use continuum_console::tui::theme::Depth;
 use continuum_model::fault::{Fault, FaultClass};
+use continuum_proto::v1 as pb;
 use std::time::Duration;
 
 const SIZES: [(u16, u16); 4] = [(60, 15), (80, 24), (120, 40), (200, 50)];
@@ -46,6 +47,59 @@ fn every_screen_at_every_size_is_as_stored() {
             is_as_stored(name, &draw(&console.state, "default", Depth::True, false));
         }
     }
+}
+
+#[test]
+fn forms_are_as_stored() {
+    let shorter = "8<down>e<down><ctrl+u>8 h";
+    let wrong = "8e<down><ctrl+u>soon";
+    let review = format!("{shorter}<up><up><up><enter>");
+    for size in [(60, 15), (80, 24), (200, 50)] {
+        for (name, keys) in [
+            ("form-policy", "8e"),
+            ("form-policy-changed", shorter),
+            ("form-policy-wrong", wrong),
+            ("form-policy-review", &review),
+            ("form-policy-text", "8e<ctrl+e>"),
+            ("form-policy-new", "8n"),
+            ("form-plan-new", "4n"),
+            ("form-plan-wrong", "4e<ctrl+u>  x: [<enter>"),
+            ("dialog-set-policy", "3ai"),
+            ("dialog-delete-policy", "8d"),
+        ] {
+            let mut console = Console::night(size);
+            console.press(keys);
+            console.answered();
+            console.later(SECOND);
+            is_as_stored(name, &draw(&console.state, "default", Depth::True, false));
+            let plain = draw(&console.state, "mono", Depth::None, true);
+            assert!(lines(&plain).join("\n").is_ascii(), "{name}: {}", lines(&plain).join("\n"));
+            assert!(console.orders().is_empty(), "{name}: looking orders nothing");
+        }
+    }
+}
+
+#[test]
+fn a_policy_is_changed_by_keys_only_after_its_report_was_agreed_to() {
+    let mut console = Console::night((80, 24));
+    console.press("8e<down><ctrl+u>8 h");
+    console.take(Message::Paste("\n".into()));
+    assert!(console.orders().is_empty(), "a paste orders nothing");
+    console.press("<up><up><up><enter>");
+    console.answered();
+    assert!(console.orders().is_empty() && console.state.dialog.is_some());
+    console.press("<esc>");
+    assert!(console.state.dialog.is_none() && console.state.form.is_some(), "back in the form");
+    console.press("<enter>");
+    console.answered();
+    let typed = console.state.dialog.as_ref().map(|dialog| dialog.must_type.clone()).unwrap_or_default();
+    console.press(&format!("{typed}<tab><enter>"));
+    let orders = console.orders();
+    let [order] = orders.as_slice() else { panic!("{orders:?}") };
+    let Some(pb::order_request::Order::SetPolicy(set)) = &order.order else { panic!("{order:?}") };
+    let policy = set.policy.as_ref().expect("a policy");
+    assert_eq!((policy.retention_seconds, order.confirm.as_str()), (8 * 3600, typed.as_str()));
+    assert!(!policy.id.is_empty() && order.expected_version > 0, "{order:?}");
 }
 
 #[test]

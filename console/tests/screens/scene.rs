@@ -182,7 +182,7 @@ pub fn snapshot(entities: Vec<Entity>) -> Vec<pb::WatchEvent> {
     events
 }
 
-const ORDERS: [&str; 10] = [
+const ORDERS: [&str; 11] = [
     "test-failover",
     "failover",
     "planned-failover",
@@ -191,6 +191,7 @@ const ORDERS: [&str; 10] = [
     "bookmark",
     "verify",
     "unprotect",
+    "assign-policy",
     "retry-now",
     "cleanup",
 ];
@@ -357,9 +358,10 @@ pub fn estate() -> Vec<Entity> {
         retention_seconds: 24 * 3600,
         crash_point_seconds: 5,
         rpo_threshold_seconds: 15,
-        staging_bytes_max: 8 << 20,
+        staging_bytes_max: 64 << 20,
         compression: true,
         machines: 5,
+        version: 3,
         ..Default::default()
     };
     let alert = |id: u8, severity: &str, object: &str, text: &str, acknowledged: bool| pb::Alert {
@@ -533,6 +535,7 @@ pub fn point(minutes_ago: i64) -> pb::Point {
         }),
         position: 100_000 - minutes_ago as u64,
         locked_until_us: None,
+        group: String::new(),
     }
 }
 
@@ -570,6 +573,9 @@ pub fn readiness(machine: &pb::Machine, request: &pb::ReadinessRequest) -> pb::R
         detail: detail.into(),
         remedy: remedy.into(),
     };
+    if let Some(policy) = request.policy.as_ref().filter(|_| request.order == "set-policy") {
+        return policy_report(policy);
+    }
     pb::ReadinessReply {
         ready: true,
         confirm: if destroys { machine.name.clone() } else { String::new() },
@@ -582,6 +588,35 @@ pub fn readiness(machine: &pb::Machine, request: &pb::ReadinessRequest) -> pb::R
             check("point", "ok", "1 h ago, probed before", ""),
             check("space", "warning", "11 GiB are free for the overlay", "free some space at mt-1"),
         ],
+        ..Default::default()
+    }
+}
+
+/// What the vault of that night would say about a changed policy, for three machines.
+fn policy_report(policy: &pb::Policy) -> pb::ReadinessReply {
+    let known = estate().into_iter().find_map(|entity| match entity {
+        Entity::Policy(known) if known.id == policy.id => Some(known),
+        _ => None,
+    });
+    let read = |policy: &pb::Policy| continuum_wire::policy::from_message(policy).expect("a policy");
+    let changes = known
+        .as_ref()
+        .map_or_else(Vec::new, |known| continuum_document::policy::changes(&read(known), &read(policy), 3));
+    let loses = changes.iter().any(|change| change.loses);
+    let check = |change: &continuum_document::policy::Change| pb::Check {
+        name: continuum_document::policy::label(change.field).into(),
+        state: if change.loses { "warning" } else { "ok" }.into(),
+        detail: format!("{} → {}: {}", change.from, change.to, change.means),
+        remedy: String::new(),
+    };
+    pb::ReadinessReply {
+        ready: true,
+        confirm: if loses { policy.name.clone() } else { String::new() },
+        destroys: loses,
+        summary: format!("policy {} is changed, for 3 machines", policy.name),
+        checks: changes.iter().map(check).collect(),
+        command: "continuum apply -f FILE".into(),
+        machine_version: known.map_or(0, |known| known.version),
         ..Default::default()
     }
 }

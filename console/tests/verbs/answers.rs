@@ -234,7 +234,7 @@ fn points_come_in_pages_with_their_gaps_and_a_limit() {
     assert_eq!(all.as_array().map(Vec::len), Some(2500));
     assert_eq!(
         all[0],
-        json!({"id": "p2499", "time": "2026-11-18T11:48:19.000000Z", "kind": "bookmark", "name": "before upgrade", "pinned": false, "locked_until": null,
+        json!({"id": "p2499", "time": "2026-11-18T11:48:19.000000Z", "kind": "bookmark", "name": "before upgrade", "group": null, "pinned": false, "locked_until": null,
                "proofs": {"booted": true, "probed": true, "digest_equal": null}})
     );
     let few = run(&vault, &["get", "points", "web-01", "--limit", "2"]);

@@ -5,6 +5,7 @@
 //! - [`ranges`]: range locks: overlapping I/O in one order, the rest beside one another
 //! - [`bits`], [`map`]: the change map and its file; [`activity`]: what makes it survive a power cut; [`kept`]: such files
 //! - [`feed`]: the state machine of a feed: records, frames, acknowledgements, modes. No threads
+//! - [`hold`]: acknowledgements that wait, so that several machines cut one barrier
 //! - [`hrl`]: replication logs in the published format; [`exchange`]: from and to a feed's frames, and onto an image
 //! - [`staging`], [`progress`]: what survives of a feed when its process dies
 //! - [`source`]: one machine with all its disks, as the agent drives it
@@ -27,6 +28,7 @@ pub mod disk;
 pub mod exchange;
 pub mod feed;
 pub mod freeze;
+pub mod hold;
 pub mod hrl;
 pub mod interval;
 pub mod kept;
@@ -49,5 +51,6 @@ pub use compare::ReplicaSums;
 pub use disk::{FileDisk, SourceDisk};
 pub use feed::interval::Intervals;
 pub use feed::{AckAhead, Connected, ModeChange, Next, ReplicaState};
+pub use hold::{Held, Ticket};
 pub use interval::ChangeTracker;
-pub use source::{Source, SourceConfig, SourceError, SourceStatus};
+pub use source::{Cut, Source, SourceConfig, SourceError, SourceStatus};

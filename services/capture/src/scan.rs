@@ -106,8 +106,8 @@ impl Shared {
         }
     }
 
-    /// Digests every disk as its view shows it, which does not change.
-    pub(crate) fn digest_views(&self) -> Result<Vec<Digest>, SourceError> {
+    /// Digests of all disks as they are now: those of a machine that takes no writes, or views, which do not change.
+    pub(crate) fn digest_at_rest(&self) -> Result<Vec<Digest>, SourceError> {
         let _turn = self.scanner.turn.lock().unwrap_or_else(PoisonError::into_inner);
         *self.scanner.scan() = Scan::default();
         self.sum_all()

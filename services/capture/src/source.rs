@@ -21,6 +21,7 @@ use crate::feed::interval::{Answer, Intervals, Want};
 use crate::feed::link::Halted;
 use crate::feed::queue::Peek;
 use crate::feed::{AckAhead, Connected, Feed, ModeChange, Next, ReplicaState, Totals};
+use crate::hold::{Held, Ticket};
 use crate::interval::{ChangeTracker, Slot};
 use crate::map::{self, ChangeMap};
 use crate::nbd::BlockDevice;
@@ -139,6 +140,9 @@ pub enum SourceError {
         /// Why.
         reason: String,
     },
+    /// Acknowledgements are held already.
+    #[error("acknowledgements of this machine are held already: one barrier with others at a time")]
+    Holding,
     /// Replication is stopped.
     #[error(transparent)]
     Halted(#[from] Halted),
@@ -164,6 +168,19 @@ pub enum SourceError {
     /// The source's disk failed.
     #[error("the source's disk could not be read")]
     Io(#[from] io::Error),
+}
+
+/// A barrier that was cut.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cut {
+    /// Its place in the feed.
+    pub sequence: Sequence,
+    /// Its moment.
+    pub time: Timestamp,
+    /// What it makes.
+    pub kind: BarrierKind,
+    /// What it is called.
+    pub name: String,
 }
 
 /// How a source is.
@@ -418,6 +435,16 @@ impl Source {
         SplitDisk::new(self.shared.clone(), index).map(|disk| Arc::new(disk) as Arc<dyn BlockDevice>)
     }
 
+    /// One of its disks, for what the machine wrote elsewhere and brings home: written also while guests' writes are
+    /// refused. Ships nothing while paused: what is written only becomes stale in the map. `None`: it is not there, or
+    /// is followed and not served here.
+    pub fn homeward(&self, index: usize) -> Option<Arc<dyn BlockDevice>> {
+        if self.is_interval() {
+            return None;
+        }
+        SplitDisk::homeward(self.shared.clone(), index).map(|disk| Arc::new(disk) as Arc<dyn BlockDevice>)
+    }
+
     /// The sizes of its disks, in bytes.
     pub fn sizes(&self) -> &[u64] {
         &self.shared.sizes
@@ -574,20 +601,79 @@ impl Source {
             let barrier = Barrier { kind, consistent: true, point: Some(point), name: name.to_owned() };
             return self.want_barrier(barrier, false);
         }
-        self.shared.with_feed(|feed| {
-            let (mode, reason) = feed.mode();
-            let refused = SourceError::NotShipping { mode: mode.name(), reason: reason.to_owned() };
-            if mode != Mode::Data {
-                return Err(refused);
-            }
-            let barrier = Barrier { kind, consistent: true, point: Some(point), name: name.to_owned() };
-            let cut = feed.barrier(barrier, self.shared.clock.wall());
-            feed.seal();
-            match cut {
-                Some((sequence, time, true)) => Ok((sequence, time)),
-                Some((_, _, false)) | None => Err(refused),
-            }
+        self.barrier_as(point, |_, _| (kind, name.to_owned())).map(|cut| (cut.sequence, cut.time))
+    }
+
+    /// The same, of the kind and with the name that `decide` says. It is given our uptime and the bytes that guests
+    /// wrote up to this place, and nothing is written between its answer and the barrier.
+    ///
+    /// Errors: as for [`Source::barrier`].
+    pub fn barrier_as(
+        &self,
+        point: PointId,
+        decide: impl FnOnce(Duration, u64) -> (BarrierKind, String),
+    ) -> Result<Cut, SourceError> {
+        self.shared.with_feed(|feed| self.cut(feed, point, decide))
+    }
+
+    /// Cuts a barrier together with others: writes behind it are not acknowledged until [`Source::end_hold`], or until
+    /// `most` is over (see `hold`).
+    ///
+    /// Errors: as for [`Source::barrier`]; nothing is held then.
+    pub fn barrier_and_hold(
+        &self,
+        point: PointId,
+        most: Duration,
+        decide: impl FnOnce(Duration, u64) -> (BarrierKind, String),
+    ) -> Result<(Ticket, Cut), SourceError> {
+        let shared = &self.shared;
+        shared.with_feed(|feed| {
+            let ticket = shared.hold.begin(&*shared.clock, most).ok_or(SourceError::Holding)?;
+            let cut = self.cut(feed, point, decide).inspect_err(|_| {
+                shared.hold.end(ticket, &*shared.clock);
+            })?;
+            Ok((ticket, cut))
         })
+    }
+
+    /// Acknowledges what waits, and says whether all of it waited until now.
+    pub fn end_hold(&self, ticket: Ticket) -> Held {
+        self.shared.hold.end(ticket, &*self.shared.clock)
+    }
+
+    /// Time since some moment before the start: what [`Source::barrier_as`] goes by.
+    pub fn uptime(&self) -> Duration {
+        self.shared.clock.uptime()
+    }
+
+    /// Bytes that guests wrote since the start, as [`Source::barrier_as`] counts them.
+    pub fn written_bytes(&self) -> u64 {
+        self.shared.feed().totals.written
+    }
+
+    fn cut(
+        &self,
+        feed: &mut Feed,
+        point: PointId,
+        decide: impl FnOnce(Duration, u64) -> (BarrierKind, String),
+    ) -> Result<Cut, SourceError> {
+        let (mode, reason) = feed.mode();
+        if feed.is_interval() {
+            let reason = "its changes come in cycles, which end when they end".to_owned();
+            return Err(SourceError::NotShipping { mode: mode.name(), reason });
+        }
+        let refused = SourceError::NotShipping { mode: mode.name(), reason: reason.to_owned() };
+        if mode != Mode::Data {
+            return Err(refused);
+        }
+        let (kind, name) = decide(self.shared.clock.uptime(), feed.totals.written);
+        let barrier = Barrier { kind, consistent: true, point: Some(point), name: name.clone() };
+        let cut = feed.barrier(barrier, self.shared.clock.wall());
+        feed.seal();
+        match cut {
+            Some((sequence, time, true)) => Ok(Cut { sequence, time, kind, name }),
+            Some((_, _, false)) | None => Err(refused),
+        }
     }
 
     /// Cuts a barrier and digests every disk as of it, while the machine runs on. Reads all disks once.
@@ -606,7 +692,7 @@ impl Source {
                 name: "verify".into(),
             };
             let (sequence, time) = self.want_barrier(barrier, true)?;
-            let digests = self.shared.digest_views();
+            let digests = self.shared.digest_at_rest();
             let mut feed = self.shared.feed();
             if let Some(interval) = feed.interval_mut() {
                 interval.holds = interval.holds.saturating_sub(1);
@@ -615,6 +701,16 @@ impl Source {
             return Ok((sequence, time, digests?));
         }
         self.shared.digest(|| self.barrier(BarrierKind::Crash, "verify", point))
+    }
+
+    /// Digests every disk while guests' writes are refused. Reads all disks once.
+    ///
+    /// Errors: they are not refused; a disk cannot be read.
+    pub fn digest_at_rest(&self) -> Result<Vec<Digest>, SourceError> {
+        if !self.shared.is_halted() {
+            return Err(SourceError::Digest { reason: "the machine still writes".into() });
+        }
+        self.shared.digest_at_rest()
     }
 
     /// Sends regions again, which the replica lost: from a disk's first one up to, and without, the last.

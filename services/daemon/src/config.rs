@@ -3,11 +3,11 @@
 //! All problems are told at once, each with its field and what would be right; nothing is touched before
 //! everything is valid.
 
-use crate::role::{Follow, Role, configuration, vault_config};
+use crate::role::{Follow, Hooks, Role, configuration, vault_config};
 use continuum_master_target::Schedule;
 use continuum_model::fault::Fault;
 use continuum_model::id::DiskId;
-use continuum_model::policy::Policy;
+use continuum_model::policy::{BandwidthLimit, Policy, schedule_problems};
 use continuum_model::untrusted::shown;
 use continuum_vault::VaultConfig;
 use serde::Deserialize;
@@ -46,12 +46,17 @@ pub struct Vault {
     #[serde(default)]
     policy: Policy,
     database: Option<String>,
+    /// How long a process server is away before machines that cannot reach it are moved to another one of its site.
+    process_server_lost_seconds: Option<u64>,
+    /// Orders that a second person must agree to.
+    #[serde(default)]
+    four_eyes: Vec<String>,
 }
 
 impl Vault {
     /// As the vault takes it, but for its policy.
     fn config(&self) -> VaultConfig {
-        vault_config(
+        let config = vault_config(
             self.dir.clone(),
             self.name.clone(),
             ENVIRONMENT.into(),
@@ -59,7 +64,8 @@ impl Vault {
             self.advertise.clone().zip(self.advertise_enrolment.clone()),
             self.sites.iter().map(Site::parts).collect(),
             self.database.clone(),
-        )
+        );
+        VaultConfig { four_eyes: self.four_eyes.clone(), ..config }
     }
 }
 
@@ -90,6 +96,9 @@ pub struct Server {
     listen: SocketAddr,
     advertise: Option<String>,
     vault: String,
+    /// How fast change data of all machines together may leave, by its own hours.
+    #[serde(default)]
+    bandwidth: Vec<BandwidthLimit>,
 }
 
 /// `[master_target]`
@@ -126,6 +135,13 @@ pub struct Agent {
     vault: String,
     #[serde(default)]
     disks: Vec<Disk>,
+    /// What is done for application-consistent points.
+    hooks: Option<Hooks>,
+    /// Where members of its consistency group are let in, should this agent lead one.
+    #[serde(default = "default_group_listen")]
+    group_listen: SocketAddr,
+    /// Where they reach it; otherwise the address from which this machine reaches its vault.
+    group_advertise: Option<String>,
     /// Where the disks are somebody else's, and their changes are followed: `[agent.qemu]`.
     qemu: Option<Qemu>,
 }
@@ -257,6 +273,11 @@ const fn default_archive_seconds() -> u64 {
     3600
 }
 
+/// The port of consistency groups. A second agent on one machine finds it taken, and leads no group.
+fn default_group_listen() -> SocketAddr {
+    ([0, 0, 0, 0], 20004).into()
+}
+
 fn default_fabric() -> String {
     "physical".into()
 }
@@ -327,6 +348,12 @@ fn problems(config: &Config) -> Vec<String> {
     if let Some(vault) = &config.vault {
         problems.extend(vault.policy.problems().iter().map(|problem| format!("vault.policy.{problem}")));
         problems.extend(vault.config().problems().iter().map(|problem| format!("vault.{problem}")));
+        if vault.process_server_lost_seconds.is_some_and(|seconds| seconds < 5) {
+            problems.push(
+                "vault.process_server_lost_seconds: less than 5 s would move machines at every restart; choose more"
+                    .into(),
+            );
+        }
         if vault.advertise.is_some() != vault.advertise_enrolment.is_some() {
             problems.push("vault.advertise and vault.advertise_enrolment: name both or neither".into());
         }
@@ -334,6 +361,8 @@ fn problems(config: &Config) -> Vec<String> {
     if let Some(server) = &config.process_server {
         paths.extend([("process_server.dir", &*server.dir), ("process_server.identity", &*server.identity)]);
         identities.push(("process_server.identity", &server.identity));
+        let wrong = schedule_problems(&server.bandwidth);
+        problems.extend(wrong.iter().map(|problem| format!("process_server.{problem}")));
     }
     if let Some(target) = &config.master_target {
         paths.extend([
@@ -368,6 +397,14 @@ fn problems(config: &Config) -> Vec<String> {
                 let path = path.display();
                 problems.push(format!("agent.{field}: {path} is a relative path; write it from the root"));
             }
+        }
+        let hooks = agent.hooks.iter().flat_map(Hooks::problems);
+        problems.extend(hooks.map(|problem| format!("agent.hooks: {problem}")));
+        if agent.hooks.is_some() && agent.qemu.is_some() {
+            problems.push(
+                "agent.hooks: they are for disks that are served here; QEMU's guest agent freezes the others"
+                    .into(),
+            );
         }
         agent.front_end_problems(&mut problems);
         if agent.disks.is_empty() {
@@ -429,6 +466,8 @@ fn roles(config: Config) -> Result<Vec<(&'static str, Role)>, Fault> {
                 sites: vault.sites.iter().map(Site::parts).collect(),
                 policy: vault.policy,
                 database: vault.database,
+                process_server_lost_seconds: vault.process_server_lost_seconds,
+                four_eyes: vault.four_eyes,
             },
         ));
     }
@@ -443,6 +482,7 @@ fn roles(config: Config) -> Result<Vec<(&'static str, Role)>, Fault> {
                 listen: server.listen,
                 advertise: server.advertise,
                 vault_address: server.vault,
+                bandwidth: server.bandwidth,
             },
         ));
     }
@@ -485,6 +525,9 @@ fn roles(config: Config) -> Result<Vec<(&'static str, Role)>, Fault> {
                 socket: agent.socket.unwrap_or_default(),
                 identity: agent.identity,
                 vault_address: agent.vault,
+                hooks: agent.hooks,
+                group_listen: Some(agent.group_listen),
+                group_advertise: agent.group_advertise,
             },
         ));
     }

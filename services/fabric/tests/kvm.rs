@@ -39,12 +39,13 @@ impl Qemu {
         let at = |name: &str| dir.join(name).display().to_string();
         let socket = |name: &str| format!("unix:{},server=on,wait=off", at(name));
         let disk = |format: &str, node: &str, name: &str| {
-            format!("driver={format},node-name={node},file.driver=file,file.filename={}", at(name))
+            let image = format!("driver={format},file.driver=file,file.filename={}", at(name));
+            format!("if=none,id=drive-{node},node-name={node},{image}")
         };
         let _ = (std::fs::remove_file(at("1.qmp")), std::fs::remove_file(at("2.qmp")));
         let process = Command::new("qemu-system-x86_64")
             .args(["-machine", "none", "-S", "-nodefaults", "-display", "none", "-name", "quiet"])
-            .args(["-blockdev", &disk("qcow2", "a", "a.qcow2"), "-blockdev", &disk("raw", "b", "b.raw")])
+            .args(["-drive", &disk("qcow2", "a", "a.qcow2"), "-drive", &disk("raw", "b", "b.raw")])
             .args(["-qmp", &socket("1.qmp"), "-qmp", &socket("2.qmp")])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -68,7 +69,7 @@ impl Qemu {
         KvmTracker::new(KvmMachine {
             monitor: self.path("1.qmp"),
             guest_agent: None,
-            disks: vec!["a".into(), "b".into()],
+            disks: vec!["drive-a".into(), "drive-b".into()],
             scratch: self.path("scratch"),
             dir,
             stop_within: Duration::from_secs(1),
@@ -80,7 +81,8 @@ impl Qemu {
     }
 
     fn write(&self, node: &str, pattern: u8, at: u64, length: u64) {
-        let line = format!("qemu-io {node} \"write -P {pattern} {at} {length}\"");
+        // By the drive, as a guest would: not below what copies before it writes.
+        let line = format!("qemu-io drive-{node} \"write -P {pattern} {at} {length}\"");
         let said = self.run("human-monitor-command", json!({ "command-line": line })).to_string();
         assert!(!said.contains("rror") && !said.contains("ailed"), "{said}");
     }

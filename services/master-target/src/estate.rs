@@ -14,7 +14,7 @@
 use crate::busy::Busy;
 use crate::{fault, seed};
 use continuum_model::fault::{Fault, FaultClass};
-use continuum_model::id::{DiskId, MachineId};
+use continuum_model::id::{DiskId, MachineId, ViewId};
 use continuum_model::policy::Policy;
 use continuum_model::units::{Bytes, DiskIndex, Epoch, Sequence};
 use continuum_model::world::{Clock, SystemClock};
@@ -55,6 +55,9 @@ pub struct Assigned {
     pub policy: Policy,
     /// The process server that may bring frames.
     pub process_server: String,
+    /// What was brought up, and the machine's old host may follow.
+    #[serde(default)]
+    pub reverse: Option<ViewId>,
 }
 
 /// What of the volume is kept free of history, so that a full disk never stands in the way of a failover.
@@ -364,6 +367,7 @@ fn assigned_from(replica: &pb::Replica) -> Result<Assigned, Fault> {
         disks,
         policy: policy.unwrap_or_default(),
         process_server: replica.process_server_id.clone(),
+        reverse: replica.reverse_view.parse().ok(),
     })
 }
 

@@ -17,6 +17,7 @@ pub mod control;
 pub mod estate;
 pub mod receive;
 pub mod retention;
+pub mod reverse;
 mod schedule;
 mod seed;
 

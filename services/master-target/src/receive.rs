@@ -68,7 +68,20 @@ fn admit(estate: &Estate, incoming: &Incoming) -> Result<(Arc<Store>, Arc<Busy>)
     let machine = incoming.hello.machine;
     let replica: Arc<Replica> = estate.replica(machine)?;
     let assigned = replica.assigned();
-    if incoming.peer.role != Role::ProcessServer || incoming.peer.id != assigned.process_server {
+    if incoming.peer.role == Role::ProcessServer && incoming.peer.id != assigned.process_server {
+        // One that relays the machine no more, or that we were not told of yet: only the vault knows.
+        return Err(Fault::new(
+            FaultClass::NotReady,
+            "relay.superseded",
+            format!("{} is not the process server that the vault named for machine {machine}", incoming.peer),
+        )
+        .affects("this stream")
+        .spares("the replica, of which nothing was touched: one process server at a time brings frames")
+        .remedy(
+            "nothing where the machine was moved just now; else see which one `continuum describe machine` names",
+        ));
+    }
+    if incoming.peer.role != Role::ProcessServer {
         return Err(Fault::new(
             FaultClass::Refused,
             "channel.no-right",
@@ -121,8 +134,8 @@ async fn take(busy: &Busy, mut receiver: Receiver, queue: mpsc::Sender<Envelope>
                 }
             }
             Message::Refused(fault) => return Err(fault),
-            Message::Ack(_) => {
-                return Err(crate::fault("channel.protocol", "an acknowledgement came the wrong way"));
+            Message::Ack(_) | Message::Holds(_) | Message::Ask(..) | Message::Sums(_) => {
+                return Err(crate::fault("channel.protocol", "a message came the wrong way"));
             }
         }
     }

@@ -1,7 +1,10 @@
 //! Seeing the disks' changes, by serving them or by whoever follows them, and the session with the vault.
 
+use crate::home::{Receiver, Wanted, branch};
+use crate::hooks::{Hooks, Outcome};
 use crate::sender::{self, Course, Link, Route};
 use crate::sums::Sums;
+use crate::together::Together;
 use continuum_capture::block_server::Listen;
 use continuum_capture::source::{IntervalConfig, SourceSpec, Timing};
 use continuum_capture::{
@@ -12,6 +15,7 @@ use continuum_model::feed::BarrierKind;
 use continuum_model::health::Mode;
 use continuum_model::hours::Weekday;
 use continuum_model::id::{DiskId, MachineId, PointId};
+use continuum_model::point::PointKind;
 use continuum_model::units::{Bytes, DiskIndex, Epoch};
 use continuum_model::world::{Clock, SystemClock, SystemEntropy};
 use continuum_proto::v1 as pb;
@@ -19,6 +23,7 @@ use continuum_wire::grpc;
 use continuum_wire::session::{self, Handler, Outbox, Progress};
 use continuum_wire::tls::Credentials;
 use pb::{command_result, server_message, vault_message};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -58,8 +63,16 @@ pub struct AgentConfig {
     pub socket: PathBuf,
     /// `host:port` of the vault.
     pub vault_address: String,
+    /// What is done for application-consistent points.
+    pub hooks: Hooks,
+    /// Where members of a consistency group are let in; `None`: this agent leads none.
+    pub group_listen: Option<SocketAddr>,
+    /// Where they reach it, when that is not what it binds.
+    pub group_advertise: Option<String>,
 }
 
+/// An application-consistent point that came to nothing is tried again after this, and then ever more seldom.
+const APP_AGAIN: Duration = Duration::from_secs(10);
 /// How the machine's changes are seen.
 pub enum FrontEnd {
     /// Its disks are served here, and every write passes.
@@ -85,6 +98,12 @@ struct Agent {
     resync_now: AtomicBool,
     /// A resync waits for its window.
     waits: AtomicBool,
+    together: Arc<Together>,
+    /// How the newest attempt at an application-consistent point went.
+    app_point: Mutex<Option<pb::AppPoint>>,
+    /// One at a time: what is frozen twice is thawed too early.
+    hooking: tokio::sync::Mutex<()>,
+    home: Arc<Receiver>,
 }
 
 /// Runs until `stop`. Disks that are served here are so from the first moment.
@@ -136,7 +155,9 @@ pub async fn run(
         }
     };
     let (course, courses) = watch::channel(Course::Wait);
+    let home = Arc::new(Receiver::new(source.clone(), machine, config.dir.clone(), config.disks.len()));
     let agent = Arc::new(Agent {
+        home: home.clone(),
         machine,
         source: source.clone(),
         server,
@@ -149,8 +170,19 @@ pub async fn run(
         sums: Arc::default(),
         resync_now: AtomicBool::new(false),
         waits: AtomicBool::new(false),
+        together: Together::new(machine, source.clone()),
+        app_point: Mutex::default(),
+        hooking: tokio::sync::Mutex::default(),
         config,
     });
+    agent.make_up_for().await;
+    let group_listener = match agent.config.group_listen {
+        None => None,
+        Some(listen) => {
+            let (advertise, vault) = (agent.config.group_advertise.clone(), &agent.config.vault_address);
+            agent.together.bind(listen, advertise, vault).await
+        }
+    };
     let sums = agent.sums.clone();
     source.set_ask_replica(move |disk, nodes| sums.ask(disk, nodes));
     let sending = sender::run(
@@ -161,15 +193,18 @@ pub async fn run(
         agent.retry_now.clone(),
         stop.clone(),
     );
+    let receiving = home.run(credentials.clone(), agent.retry_now.clone(), stop.clone());
     let vault = agent.config.vault_address.clone();
+    let credentials_of_group = credentials.clone();
     let dial = move || {
         let (credentials, vault) = (credentials.clone(), vault.clone());
         async move { session::dial_and_renew(&credentials, &vault).await }
     };
     let session = session::run(dial, agent.clone(), agent.report_now.clone(), stop.clone());
-    let points = agent.cut_points(stop.clone());
-    let steering = agent.keep_steering(stop);
-    tokio::join!(sending, session, points, steering);
+    let together = agent.together.clone().run(credentials_of_group, group_listener, stop.clone());
+    let points = async { tokio::join!(agent.cut_points(stop.clone()), agent.cut_app_points(stop.clone())) };
+    let steering = agent.keep_steering(stop.clone());
+    tokio::join!(sending, receiving, session, points, together, steering);
     // Guests leave first; then what waits is staged and the maps are closed, so that the next start believes them.
     agent.sums.close();
     let closed = tokio::task::spawn_blocking(move || match &agent.server {
@@ -234,6 +269,10 @@ impl Agent {
         self.waits.store(window.is_some(), Ordering::Relaxed);
         let course = if assignment.machine_id.is_empty() {
             Course::Wait
+        } else if assignment.receive {
+            Course::Hold(
+                "the direction is reversed: this machine takes in what runs at the recovery site".into(),
+            )
         } else if assignment.fenced {
             Course::Hold(
                 "this machine was failed over: its writes are remembered here and not replicated".into(),
@@ -301,6 +340,120 @@ impl Agent {
         }
     }
 
+    /// Cuts application-consistent points as often as the policy asks, whenever the feed is whole. One that came to
+    /// nothing is tried again sooner.
+    async fn cut_app_points(&self, stop: CancellationToken) {
+        let mut due: Option<std::time::Instant> = None;
+        let mut again = APP_AGAIN;
+        while self.config.hooks.exist() {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(Duration::from_millis(500)) => {}
+            }
+            let every =
+                Duration::from_secs(self.assigned_now().policy.map_or(0, |policy| policy.app_point_seconds));
+            let is_due = due.is_none_or(|due| std::time::Instant::now() >= due);
+            if every.is_zero() || !is_due || self.source.status().mode != Mode::Data {
+                continue;
+            }
+            let point = PointId::make(SystemClock::default().wall(), &mut SystemEntropy);
+            let went = tokio::select! {
+                () = stop.cancelled() => return,
+                went = self.app_point(point, "") => went,
+            };
+            let consistent = match went {
+                Ok(outcome) => outcome.reason.is_none(),
+                Err(fault) => {
+                    tracing::debug!("no application-consistent point: {}", fault.message);
+                    continue;
+                }
+            };
+            again = if consistent { APP_AGAIN } else { (again * 2).min(every) };
+            let wait = if consistent { every } else { again.min(every) };
+            due = Some(std::time::Instant::now() + wait);
+        }
+    }
+
+    /// One such point, with the hooks around it.
+    ///
+    /// Errors: no point can be cut now.
+    async fn app_point(&self, point: PointId, name: &str) -> Result<Outcome, Fault> {
+        let _one = self.hooking.lock().await;
+        let (hooks, source) = (self.config.hooks.clone(), self.source.clone());
+        let (dir, name) = (self.config.dir.clone(), name.to_owned());
+        let cut = tokio::task::spawn_blocking(move || hooks.cut(&source, &dir, point, &name)).await;
+        let outcome = cut
+            .map_err(|error| refused("hooks.died", error.to_string()))?
+            .map_err(|error| refused("barrier.refused", error.to_string()))?;
+        match &outcome.reason {
+            None => tracing::info!(%point, "an application-consistent point"),
+            Some(why) => {
+                tracing::warn!(%point, why, "a crash-consistent point in place of an application-consistent one")
+            }
+        }
+        if let Some(why) = &outcome.thaw {
+            tracing::error!(%point, why, "after an application-consistent point");
+        }
+        if !outcome.output.is_empty() {
+            tracing::info!(%point, "the scripts said: {}", outcome.output);
+        }
+        *self.app_point.lock().unwrap_or_else(PoisonError::into_inner) = Some(pb::AppPoint {
+            point_id: point.to_string(),
+            time_us: outcome.cut.time.micros(),
+            consistent: outcome.reason.is_none(),
+            reason: outcome.reason.clone().unwrap_or_default(),
+            thaw: outcome.thaw.clone().unwrap_or_default(),
+            output: outcome.output.clone(),
+        });
+        self.report_now.notify_one();
+        Ok(outcome)
+    }
+
+    /// An agent that died in the middle of such a point: what it left frozen is thawed before anything else.
+    async fn make_up_for(&self) {
+        let (hooks, dir) = (self.config.hooks.clone(), self.config.dir.clone());
+        match tokio::task::spawn_blocking(move || hooks.make_up_for(&dir)).await {
+            Ok(Some(done)) => tracing::warn!("{done}"),
+            Ok(None) => {}
+            Err(error) => tracing::error!("what may be frozen was not thawed: {error}"),
+        }
+    }
+
+    /// Begins or ends taking in what runs at the recovery site, as the vault says. `false`: it could not be begun.
+    async fn on_its_way_home(&self, assignment: &pb::AgentAssignment) -> bool {
+        let (home, source) = (self.home.clone(), self.source.clone());
+        let wanted = assignment.receive.then(|| Wanted {
+            epoch: Epoch(assignment.epoch),
+            address: assignment.target_address.clone(),
+            target: assignment.target_id.clone(),
+            view: assignment.view_id.clone(),
+        });
+        let done = tokio::task::spawn_blocking(move || match wanted {
+            None => {
+                home.shut();
+                Ok(())
+            }
+            Some(wanted) => {
+                // First the guest: from here on its writes would be overwritten.
+                source.halt()?;
+                home.follow(wanted);
+                Ok(())
+            }
+        });
+        match done.await {
+            Ok(Ok(())) => true,
+            Ok(Err(error)) => {
+                let error: std::io::Error = error;
+                tracing::error!("this machine cannot be stopped here, so nothing is taken in: {error}");
+                false
+            }
+            Err(error) => {
+                tracing::error!(%error, "an assignment could not be taken");
+                false
+            }
+        }
+    }
+
     fn disks(&self) -> Vec<pb::Disk> {
         let sizes = self.source.sizes();
         self.config
@@ -357,6 +510,8 @@ impl Handler for Agent {
             guest: self.config.guest.clone(),
             disks: self.disks(),
             clock_us: SystemClock::default().wall().micros(),
+            group_address: self.together.address(),
+            app_consistent: self.config.hooks.exist(),
             ..Default::default()
         }
     }
@@ -369,6 +524,8 @@ impl Handler for Agent {
         let status = self.source.status();
         let link = self.link.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let assigned = self.assigned_now();
+        let (group_cuts, group_misses) = self.together.report();
+        let (branches, branch_bytes) = branch::weight(&self.config.dir);
         server_message::Message::Agent(pb::AgentReport {
             load: Some(session::load(&self.config.dir)),
             disks: self.disks(),
@@ -413,6 +570,12 @@ impl Handler for Agent {
             epoch: assigned.epoch,
             fenced: link.fenced || assigned.fenced,
             stopped: status.halted,
+            app_point: self.app_point.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            group_cuts,
+            group_misses,
+            receiving: self.home.report(),
+            branches,
+            branch_bytes,
         })
     }
 
@@ -436,6 +599,9 @@ impl Handler for Agent {
                 app_point: Duration::from_secs(policy.app_point_seconds),
             });
         }
+        if !self.on_its_way_home(&assignment).await {
+            return;
+        }
         // Replicated from here again, under a newer epoch than that in which it was stopped: the move was undone,
         // or it was protected anew.
         let released = self.source.halted_under().is_some_and(|under| Epoch(assignment.epoch) > under);
@@ -453,6 +619,7 @@ impl Handler for Agent {
                 release();
             }
         }
+        self.together.assigned(assignment.group.clone());
         *self.assigned.lock().unwrap_or_else(PoisonError::into_inner) = assignment;
         self.steer();
     }
@@ -467,8 +634,29 @@ impl Handler for Agent {
             |text: &str| text.parse::<PointId>().map_err(|error| refused("point.invalid", error.to_string()));
         match command.act {
             Some(Act::MakeBarrier(order)) => {
+                let id = point(&order.point_id)?;
+                if order.kind == PointKind::App.name() {
+                    if !self.config.hooks.exist() {
+                        return Err(refused(
+                            "hooks.none",
+                            "this machine's agent has no hooks for application-consistent points".into(),
+                        )
+                        .remedy("configure them at the agent ([agent.hooks]), or order the point without"));
+                    }
+                    let outcome = self.app_point(id, &order.name).await?;
+                    let cut = outcome.cut;
+                    return Ok(command_result::Result::Barrier(pb::Barrier {
+                        point_id: order.point_id,
+                        sequence: cut.sequence.0,
+                        time_us: cut.time.micros(),
+                        consistent: true,
+                        kind: PointKind::of(cut.kind).name().into(),
+                        name: cut.name,
+                        reason: outcome.reason.unwrap_or_default(),
+                    }));
+                }
                 let kind = if order.name.is_empty() { BarrierKind::Crash } else { BarrierKind::Bookmark };
-                let (source, name, id) = (self.source.clone(), order.name, point(&order.point_id)?);
+                let (source, name) = (self.source.clone(), order.name);
                 // Where changes come in cycles, it waits for one.
                 let cut = tokio::task::spawn_blocking(move || source.barrier(kind, &name, id)).await;
                 let (sequence, time) = cut
@@ -479,12 +667,23 @@ impl Handler for Agent {
                     sequence: sequence.0,
                     time_us: time.micros(),
                     consistent: true,
+                    ..Default::default()
                 }))
             }
+            Some(Act::MakeGroupPoint(order)) => {
+                let cut = self.together.ordered(&order).await;
+                self.report_now.notify_one();
+                cut.map(command_result::Result::Barrier)
+            }
             Some(Act::StopSource(order)) if order.release => {
-                let source = self.source.clone();
-                let released = tokio::task::spawn_blocking(move || source.release()).await;
-                let released = released.map_err(|error| refused("source.release", error.to_string()))?;
+                let (home, source) = (self.home.clone(), self.source.clone());
+                let released = tokio::task::spawn_blocking(move || {
+                    // Nothing lands any more once the machine may write.
+                    home.shut();
+                    source.release()
+                });
+                let released =
+                    released.await.map_err(|error| refused("source.release", error.to_string()))?;
                 released.map_err(|error| refused("source.release", error.to_string()))?;
                 Ok(command_result::Result::Done(pb::Done { detail: "the machine may write again".into() }))
             }
@@ -505,6 +704,7 @@ impl Handler for Agent {
                     sequence: sequence.0,
                     time_us: time.micros(),
                     consistent: true,
+                    ..Default::default()
                 }))
             }
             Some(Act::SendAgain(order)) => {
@@ -530,8 +730,26 @@ impl Handler for Agent {
                 Ok(command_result::Result::Done(pb::Done { detail: "everything is compared".into() }))
             }
             Some(Act::ReconnectNow(_)) => {
+                self.retry_now.notify_waiters();
                 self.retry_now.notify_one();
                 Ok(command_result::Result::Done(pb::Done { detail: "trying now".into() }))
+            }
+            Some(Act::HomeDigest(_)) => {
+                let source = self.source.clone();
+                progress.tell(0.0, "reading the disks");
+                let digested = tokio::task::spawn_blocking(move || source.digest_at_rest()).await;
+                let digests = digested
+                    .map_err(|error| refused("digest.died", error.to_string()))?
+                    .map_err(|error| refused("digest.refused", format!("{error}{}", cause(&error))))?;
+                let disks = (0..).zip(&digests).map(|(index, digest)| pb::DiskDigest {
+                    index,
+                    digest: digest.to_string(),
+                    bytes_read: 0,
+                });
+                Ok(command_result::Result::Digests(pb::Digests {
+                    disks: disks.collect(),
+                    ..Default::default()
+                }))
             }
             Some(Act::SourceDigest(order)) => {
                 let (source, point) = (self.source.clone(), point(&order.point_id)?);

@@ -59,6 +59,29 @@ impl BandwidthLimit {
     }
 }
 
+/// How fast change data may leave at a minute of a day by a schedule, of which the first that holds counts; `None`: as
+/// fast as the link.
+pub fn limit_at(schedule: &[BandwidthLimit], day: Weekday, minute: u32) -> Option<u64> {
+    schedule.iter().find(|limit| limit.hours().contains(day, minute)).map(|limit| limit.bytes_per_sec)
+}
+
+/// What is wrong with a schedule, each with what would be right.
+pub fn schedule_problems(schedule: &[BandwidthLimit]) -> Vec<PolicyProblem> {
+    schedule
+        .iter()
+        .filter(|limit| limit.bytes_per_sec < BANDWIDTH_MIN)
+        .map(|limit| PolicyProblem {
+            field: "bandwidth",
+            problem: format!(
+                "{} B/s ({}) is too slow for anything to arrive in time",
+                limit.bytes_per_sec,
+                limit.hours()
+            ),
+            fix: "choose at least 16,384 bytes a second",
+        })
+        .collect()
+}
+
 /// What is kept of history that is older than the step before, or than the retention.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -180,27 +203,13 @@ impl Policy {
             format!("{interval} s is out of range"),
             "choose 5 s to a day, such as 30, 300 or 900, or 0 for every write as it happens",
         );
-        for limit in &self.bandwidth {
-            check(
-                "bandwidth",
-                limit.bytes_per_sec < BANDWIDTH_MIN,
-                format!(
-                    "{} B/s ({}) is too slow for anything to arrive in time",
-                    limit.bytes_per_sec,
-                    limit.hours()
-                ),
-                "choose at least 16,384 bytes a second",
-            );
-        }
+        problems.extend(schedule_problems(&self.bandwidth));
         problems
     }
 
     /// How fast change data may leave at a minute of a day; `None`: as fast as the link.
     pub fn bandwidth_at(&self, day: Weekday, minute: u32) -> Option<u64> {
-        self.bandwidth
-            .iter()
-            .find(|limit| limit.hours().contains(day, minute))
-            .map(|limit| limit.bytes_per_sec)
+        limit_at(&self.bandwidth, day, minute)
     }
 
     /// How far back history is promised, in seconds.

@@ -12,10 +12,12 @@
 
 use crate::compress::Bottleneck;
 use crate::order::{no_right, other_epoch};
+use crate::pace::{Held, Pace};
 use crate::relay::{self, Means};
 use crate::spool::Pool;
 use continuum_model::fault::{Fault, FaultClass};
 use continuum_model::id::MachineId;
+use continuum_model::policy::BandwidthLimit;
 use continuum_model::units::{Epoch, FrameNumber};
 use continuum_wire::ca;
 use continuum_wire::channel::{self, Incoming};
@@ -44,6 +46,21 @@ pub struct Assigned {
     pub target_id: String,
     /// Whether to compress.
     pub compression: bool,
+    /// How fast its frames may leave, by this server's hours. Changes without a break of the stream.
+    #[serde(default)]
+    pub bandwidth: Vec<BandwidthLimit>,
+    /// It is being failed over: where not everybody can go at once, it goes first.
+    #[serde(default)]
+    pub urgent: bool,
+}
+
+impl Assigned {
+    /// Whether a stream under one of these is a stream under the other.
+    fn same_stream(&self, other: &Self) -> bool {
+        let Self { machine, epoch, target_address, target_id, compression, bandwidth: _, urgent: _ } = self;
+        (machine, epoch, target_address, target_id, compression)
+            == (&other.machine, &other.epoch, &other.target_address, &other.target_id, &other.compression)
+    }
 }
 
 /// How much may wait here.
@@ -70,6 +87,8 @@ pub struct Status {
     pub spool_bytes: u64,
     /// How many may.
     pub spool_bytes_max: u64,
+    /// How fast frames of all machines together may leave now; `None`: as fast as the link.
+    pub limit_bytes_per_sec: Option<u64>,
     /// The relays, ordered by machine.
     pub relays: Vec<RelayStatus>,
 }
@@ -101,6 +120,10 @@ pub struct RelayStatus {
     pub duplicates: u64,
     /// The last acknowledgement that was passed on.
     pub acknowledged: FrameNumber,
+    /// How fast its frames may leave now by its policy; `None`: as fast as the link.
+    pub limit_bytes_per_sec: Option<u64>,
+    /// Which limit holds its frames up at this moment.
+    pub held: Option<Held>,
     /// Why it last ended; `None` while all is well.
     pub fault: Option<Fault>,
 }
@@ -225,7 +248,7 @@ impl End {
 
 impl ProcessServer {
     /// A process server with its spool and memory in `dir`. What was last assigned is assigned again.
-    pub fn open(dir: &Path, credentials: Credentials, limits: Limits) -> Result<Self, Fault> {
+    pub fn open(dir: &Path, credentials: Credentials, limits: Limits, pace: Pace) -> Result<Self, Fault> {
         let failed = |what: &str, reason: String| {
             Fault::new(
                 FaultClass::Failed,
@@ -248,6 +271,7 @@ impl ProcessServer {
                 limits.machine_memory_bytes_max,
             ),
             hands: Arc::new(Semaphore::new(hands)),
+            pace,
         };
         let server =
             Self { shared: Arc::new(Shared { means, relays: Mutex::default(), written: Mutex::default() }) };
@@ -274,9 +298,7 @@ impl ProcessServer {
 
     /// Relays a machine no more. Its stream is ended.
     pub fn unassign(&self, machine: MachineId) {
-        if let Some(relay) = self.relays().remove(&machine) {
-            relay.stream.because(unknown(machine));
-        }
+        self.remove(machine);
         self.remember();
     }
 
@@ -288,9 +310,7 @@ impl ProcessServer {
             relays.keys().filter(|machine| !stays(machine)).copied().collect()
         };
         for machine in gone {
-            if let Some(relay) = self.relays().remove(&machine) {
-                relay.stream.because(unknown(machine));
-            }
+            self.remove(machine);
         }
         assigned.into_iter().for_each(|assigned| self.place(assigned));
         self.remember();
@@ -298,11 +318,15 @@ impl ProcessServer {
 
     /// How it goes.
     pub fn status(&self) -> Status {
-        let relays = self.relays();
-        let mut relays: Vec<RelayStatus> = relays.values().map(Relay::status).collect();
+        let (relays, means) = (self.relays(), &self.shared.means);
+        let mut relays: Vec<RelayStatus> = relays.values().map(|relay| relay.status(&means.pace)).collect();
         relays.sort_unstable_by_key(|relay| relay.assigned.machine);
-        let pool = &self.shared.means.pool;
-        Status { spool_bytes: pool.bytes(), spool_bytes_max: pool.bytes_max(), relays }
+        Status {
+            spool_bytes: means.pool.bytes(),
+            spool_bytes_max: means.pool.bytes_max(),
+            limit_bytes_per_sec: means.pace.limit(),
+            relays,
+        }
     }
 
     /// Serves agents until `stop`.
@@ -380,10 +404,18 @@ impl ProcessServer {
         Ok((relay.assigned.clone(), relay.gauge.clone(), end, relay.turn.clone()))
     }
 
+    fn remove(&self, machine: MachineId) {
+        if let Some(relay) = self.relays().remove(&machine) {
+            relay.stream.because(unknown(machine));
+        }
+        self.shared.means.pace.forget(machine);
+    }
+
     fn place(&self, assigned: Assigned) {
+        self.shared.means.pace.set(assigned.machine, &assigned.bandwidth, assigned.urgent);
         let mut relays = self.relays();
         match relays.get_mut(&assigned.machine) {
-            Some(relay) if relay.assigned == assigned => {}
+            Some(relay) if relay.assigned.same_stream(&assigned) => relay.assigned = assigned,
             Some(relay) => {
                 relay.stream.because(
                     Fault::new(
@@ -432,7 +464,7 @@ impl ProcessServer {
 }
 
 impl Relay {
-    fn status(&self) -> RelayStatus {
+    fn status(&self, pace: &Pace) -> RelayStatus {
         let gauge = &self.gauge;
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         RelayStatus {
@@ -457,6 +489,8 @@ impl Relay {
             duplicates: read(&gauge.duplicates),
             acknowledged: FrameNumber(read(&gauge.acknowledged)),
             fault: gauge.fault.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            limit_bytes_per_sec: pace.limits(self.assigned.machine).0,
+            held: pace.holds(self.assigned.machine),
         }
     }
 }

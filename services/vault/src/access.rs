@@ -49,6 +49,25 @@ pub(crate) enum Right {
     Cancel,
     Retry,
     CreateToken,
+    /// Operators and tokens: seen, made, revoked.
+    Access,
+    /// The audit log.
+    Audit,
+    /// The answer to somebody else's order that waits for one.
+    Approve,
+}
+
+impl Right {
+    /// Those that are no order of a kind of job, by name.
+    pub(crate) const NAMED: [(Self, &'static str); 7] = [
+        (Self::Cancel, "cancel-job"),
+        (Self::Retry, "retry-job"),
+        (Self::DeletePoints, "delete-points"),
+        (Self::CreateToken, "create-token"),
+        (Self::Access, "access"),
+        (Self::Audit, "audit"),
+        (Self::Approve, "approve"),
+    ];
 }
 
 impl OperatorRole {
@@ -90,6 +109,7 @@ impl OperatorRole {
                         | K::Resume
                         | K::Resync
                         | K::RetryNow
+                        | K::Move
                         | K::TestFailover
                         | K::Cleanup
                         | K::Bookmark
@@ -98,13 +118,29 @@ impl OperatorRole {
                         | K::PlanDrill
                         | K::PlanCleanup
                         | K::CheckPlan
+                        | K::GroupBookmark
                 )
         );
         match self {
-            Self::Reader | Self::Approver | Self::Auditor => matches!(right, Right::Read),
+            Self::Reader => matches!(right, Right::Read),
+            Self::Approver => matches!(right, Right::Read | Right::Approve),
+            // Who was let in belongs to what was done.
+            Self::Auditor => matches!(right, Right::Read | Right::Audit),
             Self::Operator => runs || matches!(right, Right::Read),
             Self::Recoverer => {
-                runs || matches!(right, Right::Read | Right::Order(K::Failover | K::Commit | K::PlanFailover))
+                runs || matches!(
+                    right,
+                    Right::Read
+                        | Right::Order(
+                            K::Failover
+                                | K::Commit
+                                | K::ChangePoint
+                                | K::CancelFailover
+                                | K::Reprotect
+                                | K::Failback
+                                | K::PlanFailover
+                        )
+                )
             }
             Self::Contributor => matches!(
                 right,
@@ -115,15 +151,21 @@ impl OperatorRole {
                         K::Protect
                             | K::Unprotect
                             | K::SetPolicy
+                            | K::AssignPolicy
+                            | K::DeletePolicy
                             | K::Pause
                             | K::Resume
                             | K::Resync
+                            | K::Move
                             | K::Bookmark
                             | K::Pin
                             | K::Acknowledge
                             | K::ApplyPlan
                             | K::CheckPlan
                             | K::DeletePlan
+                            | K::SetGroup
+                            | K::DeleteGroup
+                            | K::GroupBookmark
                     )
             ),
             Self::Owner => true,
@@ -139,12 +181,7 @@ impl OperatorRole {
                 .filter(|kind| self.may(Right::Order(*kind)))
                 .map(|kind| kind.name().to_owned()),
         );
-        for (right, name) in [
-            (Right::Cancel, "cancel-job"),
-            (Right::Retry, "retry-job"),
-            (Right::DeletePoints, "delete-points"),
-            (Right::CreateToken, "create-token"),
-        ] {
+        for (right, name) in Right::NAMED {
             if self.may(right) {
                 rights.push(name.to_owned());
             }
@@ -219,8 +256,8 @@ mod tests {
             let recovers = matches!(role, OperatorRole::Owner | OperatorRole::Recoverer);
             assert_eq!(role.may(Right::Order(JobKind::Failover)), recovers, "{}", role.name());
         }
-        for role in [OperatorRole::Reader, OperatorRole::Auditor, OperatorRole::Approver] {
-            assert_eq!(role.rights(), ["read"]);
-        }
+        assert_eq!(OperatorRole::Reader.rights(), ["read"]);
+        assert_eq!(OperatorRole::Auditor.rights(), ["read", "audit"]);
+        assert_eq!(OperatorRole::Approver.rights(), ["read", "approve"]);
     }
 }

@@ -35,6 +35,8 @@ pub struct VaultConfig {
     pub patience: Duration,
     /// How often servers report.
     pub report_every: Duration,
+    /// Orders that a second person must agree to; none: whoever may give one gives it alone.
+    pub four_eyes: Vec<String>,
 }
 
 /// A site that the configuration names.
@@ -65,6 +67,8 @@ pub struct Thresholds {
     pub volume_full: (Duration, Duration),
     /// A server whose clock is off by more is a warning.
     pub clock_offset: Duration,
+    /// A process server that is away this long is lost: machines that cannot reach it either are moved to another one.
+    pub relay_lost: Duration,
 }
 
 impl Default for Thresholds {
@@ -77,6 +81,7 @@ impl Default for Thresholds {
             buffer_full: (Duration::from_secs(600), Duration::from_secs(120)),
             volume_full: (Duration::from_secs(24 * 3600), Duration::from_secs(2 * 3600)),
             clock_offset: Duration::from_secs(5),
+            relay_lost: Duration::from_secs(30),
         }
     }
 }
@@ -99,6 +104,7 @@ impl VaultConfig {
             thresholds: Thresholds::default(),
             patience: Duration::from_secs(20),
             report_every: Duration::from_millis(500),
+            four_eyes: Vec::new(),
         }
     }
 
@@ -133,6 +139,14 @@ impl VaultConfig {
                 problems.push(format!("policies: number {} needs a name of its own", at + 1));
             }
             problems.extend(policy.problems().iter().map(|problem| format!("policy {name}: {problem}")));
+        }
+        let kinds = crate::operator::orders::approval::KINDS;
+        for kind in self.four_eyes.iter().filter(|kind| !kinds.contains(&kind.as_str())) {
+            let kind = continuum_model::untrusted::shown(kind);
+            problems.push(format!(
+                "four_eyes: {kind} cannot wait for a second person; there are {}",
+                kinds.join(", ")
+            ));
         }
         if let Some(database) = &self.database
             && !database.starts_with("postgres://")

@@ -11,14 +11,18 @@
 use crate::config::Thresholds;
 use crate::coordination::sessions::{Hands, Sessions};
 use crate::coordination::sums::UnderWay;
-use crate::estate::{Estate, JobEntry, MachineEntry, Progress, ServerEntry, machine_of};
+use crate::estate::{Estate, JobEntry, MachineEntry, Progress, ServerEntry, agent_of, machine_of};
 use crate::grants;
+use crate::groups::{GroupEntry, GroupLive};
 use crate::hub::Hub;
 use crate::project;
+use crate::store::groups::POINTS_MAX;
+use crate::store::inventory::MachineRow;
 use crate::store::news::{EventRow, News};
 use crate::store::{Store, StoreError, Tx};
 use crate::world::World;
 use continuum_model::id::{JobId, MachineId, ServerId, VaultId};
+use continuum_model::job::JobState;
 use continuum_model::time::Timestamp;
 use continuum_proto::v1 as pb;
 use continuum_wire::peers::Peers;
@@ -42,6 +46,8 @@ pub(crate) struct About {
     /// Drawn at each start.
     pub(crate) run: String,
     pub(crate) started: Timestamp,
+    /// Orders that a second person must agree to.
+    pub(crate) four_eyes: Vec<String>,
 }
 
 /// Whom the vault speaks with.
@@ -110,6 +116,8 @@ impl Core {
         news.extend(core.store.servers().await?.into_iter().map(News::Server));
         news.extend(core.store.machines().await?.into_iter().map(|row| News::Machine(Box::new(row))));
         news.extend(core.store.policies().await?.into_iter().map(News::Policy));
+        news.extend(core.store.groups().await?.into_iter().map(News::Group));
+        news.extend(core.store.group_points().await?.into_iter().map(News::GroupPoint));
         news.extend(core.store.plans().await?.into_iter().map(|row| News::Plan(Box::new(row))));
         news.extend(
             core.store.jobs(JOBS_IN_MEMORY as u32).await?.into_iter().map(|row| News::Job(Box::new(row))),
@@ -192,7 +200,8 @@ impl Core {
     fn apply(&self, news: Vec<News>) {
         let now = self.world.now();
         let mut touched = BTreeSet::new();
-        let mut plans = false;
+        let (mut plans, mut groups) = (false, false);
+        let mut policies = BTreeSet::new();
         let mut entities = Vec::new();
         let mut guard = self.estate();
         let estate = &mut *guard;
@@ -206,6 +215,11 @@ impl Core {
                     entities.push(Any::Policy(project::policy(&row, estate)));
                     estate.policies.insert(row.id, row);
                     touched.extend(estate.machines.keys().copied());
+                }
+                News::PolicyGone(row) => {
+                    let gone = pb::Policy { deleted: true, ..project::policy(&row, estate) };
+                    entities.push(Any::Policy(gone));
+                    estate.policies.remove(&row.id);
                 }
                 News::Server(row) => {
                     let id = row.id;
@@ -228,6 +242,13 @@ impl Core {
                 }
                 News::Machine(row) => {
                     let id = row.id;
+                    let policy_of =
+                        |row: &MachineRow| row.protection.as_ref().map(|protection| protection.policy);
+                    let before = estate.machines.get(&id).and_then(|entry| policy_of(&entry.row));
+                    // How many are under them is told with the policies.
+                    if before != policy_of(&row) {
+                        policies.extend(before.into_iter().chain(policy_of(&row)));
+                    }
                     match estate.machines.get_mut(&id) {
                         Some(entry) => entry.row = *row,
                         None => {
@@ -242,7 +263,7 @@ impl Core {
                     let id = row.id;
                     if let Some(machine) = row.machine {
                         let open = estate.under_way.entry(machine).or_default();
-                        if row.state.is_over() {
+                        if row.state.is_over() || row.state == JobState::Waiting {
                             open.remove(&id);
                         } else {
                             open.insert(id);
@@ -270,6 +291,30 @@ impl Core {
                     }
                 }
                 News::Event(row) => entities.push(Any::Event(project::event(&row))),
+                News::Group(row) => {
+                    let before = estate.groups.remove(&row.name);
+                    touched.extend(before.into_iter().flat_map(|entry| entry.row.body.machines));
+                    touched.extend(row.body.machines.iter().copied());
+                    groups = true;
+                    if row.deleted {
+                        let gone = pb::Group { name: row.name, deleted: true, ..Default::default() };
+                        entities.push(Any::Group(gone));
+                    } else {
+                        let live = GroupLive::since(now);
+                        estate.groups.insert(row.name.clone(), GroupEntry { row, live });
+                    }
+                }
+                News::GroupPoint(row) => {
+                    groups = true;
+                    estate.group_points.insert(row.id, row);
+                    while estate.group_points.len() > POINTS_MAX as usize {
+                        estate.group_points.pop_first();
+                    }
+                }
+                News::GroupPointsGone { group, before } => {
+                    groups = true;
+                    estate.group_points.retain(|_, point| point.group != group || point.time >= before);
+                }
                 News::Plan(row) if row.deleted => {
                     estate.plans.remove(&row.name);
                     let gone = pb::Plan { name: row.name, deleted: true, ..Default::default() };
@@ -281,6 +326,9 @@ impl Core {
                 }
             }
         }
+        for row in policies.iter().filter_map(|id| estate.policies.get(id)) {
+            entities.push(Any::Policy(project::policy(row, estate)));
+        }
         for id in &touched {
             entities.extend(
                 estate.machines.get(id).map(|entry| Any::Machine(project::machine(entry, estate, now))),
@@ -289,11 +337,32 @@ impl Core {
         if plans || !touched.is_empty() {
             entities.extend(estate.plans.values().map(|row| Any::Plan(project::plan(row, estate))));
         }
+        if groups || !touched.is_empty() {
+            entities.extend(estate.groups.values().map(|entry| Any::Group(project::group(entry, estate))));
+        }
         // Under the estate's lock, so that news leave in the order in which they came about.
         entities.into_iter().for_each(|entity| self.hub.put(entity));
         self.sessions.assign(estate, &touched, &self.world);
         drop(guard);
         self.stir();
+    }
+
+    /// Tells the agents of a machine's group what became of it, when one of them came or went.
+    pub(crate) fn reassign_group_of(&self, machine: MachineId) {
+        let estate = self.estate();
+        let Some(entry) = estate.group_of(machine) else { return };
+        for id in &entry.row.body.machines {
+            self.sessions.assign_one(&estate, agent_of(*id), &self.world);
+        }
+        self.hub.put(Any::Group(project::group(entry, &estate)));
+    }
+
+    /// Tells watchers what became of groups' live values.
+    pub(crate) fn publish_groups(&self) {
+        let estate = self.estate();
+        for entry in estate.groups.values() {
+            self.hub.put(Any::Group(project::group(entry, &estate)));
+        }
     }
 
     /// Tells watchers what became of live values.

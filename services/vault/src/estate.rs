@@ -3,14 +3,16 @@
 //! Rows change only by commits (`crate::core::Core::apply`); live values change with every report and are
 //! never stored. All of it is lost with the process and comes back from the store and from reports.
 
+use crate::groups::GroupEntry;
 use crate::measure::{Distribution, Fill, Flow, Recent};
+use crate::store::groups::GroupPointRow;
 use crate::store::inventory::{MachineRow, PolicyRow, ServerRow, SiteRow};
 use crate::store::jobs::JobRow;
 use crate::store::news::AlertRow;
 use crate::store::plans::PlanRow;
 use crate::truth::Truth;
 use continuum_model::health::{Health, Symptom};
-use continuum_model::id::{AlertId, JobId, MachineId, PolicyId, ServerId, SiteId};
+use continuum_model::id::{AlertId, JobId, MachineId, PointId, PolicyId, ServerId, SiteId};
 use continuum_model::time::Timestamp;
 use continuum_proto::v1 as pb;
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,6 +30,10 @@ pub(crate) struct Estate {
     pub(crate) alerts: BTreeMap<AlertId, AlertRow>,
     /// By name; deleted ones are not here.
     pub(crate) plans: BTreeMap<String, PlanRow>,
+    /// The same.
+    pub(crate) groups: BTreeMap<String, GroupEntry>,
+    /// Points that all members of a group share.
+    pub(crate) group_points: BTreeMap<PointId, GroupPointRow>,
 }
 
 /// A server and what it reports.
@@ -46,6 +52,8 @@ pub(crate) struct ServerLive {
     pub(crate) load: Option<pb::Load>,
     pub(crate) spool: Option<(u64, u64)>,
     pub(crate) bytes_per_sec: Option<u64>,
+    /// How fast it may send, all machines together.
+    pub(crate) limit_bytes_per_sec: Option<u64>,
     pub(crate) symptoms: Vec<Symptom>,
     pub(crate) spool_fill: Fill,
     pub(crate) volume_fill: VolumeFill,
@@ -110,6 +118,12 @@ pub(crate) struct MachineLive {
     pub(crate) health: Health,
     /// Two processes claim to be this machine.
     pub(crate) twice: bool,
+    /// Where members of its group reach its agent, should it lead; empty: it cannot.
+    pub(crate) group_address: String,
+    /// Its agent has hooks for application-consistent points.
+    pub(crate) app_consistent: bool,
+    /// The newest attempt at such a point that was told of.
+    pub(crate) app_told: String,
     /// When the agent was last asked to send again what the replica lost.
     pub(crate) asked_again: Option<Timestamp>,
 }
@@ -128,6 +142,9 @@ impl Default for MachineLive {
             symptoms: Vec::new(),
             health: Health::NotApplicable,
             twice: false,
+            group_address: String::new(),
+            app_consistent: false,
+            app_told: String::new(),
             asked_again: None,
         }
     }

@@ -18,7 +18,7 @@ use continuum_model::fault::{Fault, FaultClass};
 use continuum_model::id::{ServerId, VaultId};
 use continuum_model::time::Timestamp;
 use continuum_model::untrusted::shown;
-use continuum_wire::ca::{Authority, PkiError};
+use continuum_wire::ca::{self, Authority, PkiError};
 use continuum_wire::identity::{Identity, Role};
 use continuum_wire::tls::Credentials;
 use std::path::Path;
@@ -65,10 +65,7 @@ pub(crate) async fn make_operator(
             .remedy("use letters, digits and -_.@ in the name, and a role such as owner")
     };
     let role = OperatorRole::named(role).ok_or_else(|| usage(format!("there is no role {}", shown(role))))?;
-    let plain = !name.is_empty()
-        && name.len() <= 100
-        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.@".contains(&byte));
-    if !plain {
+    if !is_operator_name(name) {
         return Err(usage(format!("{} is no name for an operator", shown(name))));
     }
     let now = world.now();
@@ -77,26 +74,40 @@ pub(crate) async fn make_operator(
     let identity = operator_identity(authority.vault(), role.name(), name);
     let (certificate, key) =
         authority.make(&identity, issue_at(now, denied_until)).map_err(|error| not_made(&error))?;
-    let row = OperatorRow { name: name.to_owned(), role: role.name().into(), revoked: false, denied_until };
-    tx.save_operator(&row, now).await?;
+    let row = OperatorRow {
+        name: name.to_owned(),
+        role: role.name().into(),
+        revoked: false,
+        denied_until,
+        made: now,
+        certificate_expires: Some(now.plus(ca::lifetime(Role::Operator))),
+    };
+    tx.save_operator(&row).await?;
     tx.audit(now, "vault", "make-operator", name, "done", role.name()).await?;
     count(&mut tx).await?;
     tx.commit().await?;
     Credentials::store(dir, authority.certificate_pem(), &certificate, &key).map_err(|error| not_made(&error))
 }
 
+/// Whether an operator can be called so.
+pub(crate) fn is_operator_name(name: &str) -> bool {
+    !name.is_empty()
+        && name.len() <= 100
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.@".contains(&byte))
+}
+
 /// Takes an operator's access away.
-pub(crate) async fn revoke_operator(store: &Store, world: &World, name: &str) -> Result<(), Fault> {
+pub(crate) async fn revoke_operator(store: &Store, world: &World, name: &str, by: &str) -> Result<(), Fault> {
     let mut tx = store.begin().await?;
     let row = tx.operator(name).await?.ok_or_else(|| {
         Fault::new(FaultClass::NotFound, "operator.unknown", format!("no operator is called {}", shown(name)))
             .affects("this request")
             .spares("nothing was changed")
-            .remedy("names are told by `continuumd operator list`")
+            .remedy("names are told by `continuum get operators`")
     })?;
     let now = world.now();
-    tx.save_operator(&OperatorRow { revoked: true, denied_until: Some(now), ..row }, now).await?;
-    tx.audit(now, "vault", "revoke-operator", name, "done", "").await?;
+    tx.save_operator(&OperatorRow { revoked: true, denied_until: Some(now), ..row }).await?;
+    tx.audit(now, by, "revoke-operator", name, "done", "").await?;
     count(&mut tx).await?;
     tx.commit().await?;
     Ok(())

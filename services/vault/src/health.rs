@@ -9,8 +9,10 @@
 use crate::coordination::reports;
 use crate::core::Core;
 use crate::estate::{Estate, MachineEntry, ServerEntry, agent_of};
+use crate::jobs::plan::quoted;
 use crate::project;
 use crate::store::StoreError;
+use crate::store::inventory::Protection;
 use crate::store::news::AlertRow;
 use crate::truth;
 use continuum_model::health::{Health, Mode, Symptom};
@@ -41,6 +43,7 @@ pub(crate) async fn run(core: Arc<Core>, every: Duration) {
         if let Err(error) = core.heed_grants().await {
             tracing::error!("grants were not read: {error}");
         }
+        crate::operator::orders::approval::expire(&core).await;
         let (machines, servers) = measure(&core);
         let ended = {
             let now = core.world.now();
@@ -50,8 +53,12 @@ pub(crate) async fn run(core: Arc<Core>, every: Duration) {
             tracing::error!("spikes of RPO were not stored: {error}");
         }
         core.publish(&machines, &servers);
+        core.publish_groups();
         if let Err(error) = crate::jobs::starts::begin_due(&core).await {
             tracing::error!("first copies that are due did not begin: {error}");
+        }
+        if let Err(error) = crate::relays::heed_losses(&core).await {
+            tracing::error!("machines of a lost process server were not moved: {error}");
         }
         if let Err(error) = alerts(&core, &mut since).await {
             tracing::error!("alerts were not stored: {error}");
@@ -117,10 +124,14 @@ fn health_of(entry: &MachineEntry, symptoms: &[Symptom]) -> Health {
         | ProtectionState::InitialReplication { .. }
         | ProtectionState::InitialReplicationFailed { .. }
         | ProtectionState::Protected { .. }
-        | ProtectionState::Resync { .. } => true,
+        | ProtectionState::Resync { .. }
+        | ProtectionState::Reprotecting
+        | ProtectionState::Reversed => true,
         ProtectionState::FailingOver { .. }
         | ProtectionState::CommitPending { .. }
         | ProtectionState::Committed
+        | ProtectionState::FailingBack { .. }
+        | ProtectionState::Migrated
         | ProtectionState::Disabling => false,
     });
     let worst = symptoms.iter().map(|symptom| symptom.severity).max();
@@ -128,6 +139,34 @@ fn health_of(entry: &MachineEntry, symptoms: &[Symptom]) -> Health {
         (true, worst) => worst.unwrap_or(Health::Healthy),
         (false, Some(Health::Critical)) => Health::Critical,
         (false, _) => Health::NotApplicable,
+    }
+}
+
+/// What is wrong while the direction is reversed.
+fn reversed(
+    core: &Core,
+    estate: &Estate,
+    entry: &MachineEntry,
+    protection: &Protection,
+    found: &mut Vec<Symptom>,
+    now: Timestamp,
+) {
+    away(core, estate, agent_of(entry.row.id), "agent", found, now);
+    away(core, estate, protection.master_target, "target", found, now);
+    let receiving = entry.live.agent.as_ref().and_then(|(report, _)| report.receiving.as_ref());
+    if let Some(fault) = receiving.and_then(|receiving| receiving.fault.as_ref()) {
+        found.push(symptom(
+            "reverse.down",
+            Health::Warning,
+            format!(
+                "what runs at the recovery site does not reach the old source: {}",
+                shown(&fault.message)
+            ),
+            "it is tried again; retry-now tries at once",
+        ));
+    }
+    if protection.state == ProtectionState::Reversed {
+        rpo_symptoms(estate, entry, &protection.policy, (now, core.about.started), found);
     }
 }
 
@@ -194,16 +233,66 @@ fn machine_symptoms(core: &Core, estate: &Estate, entry: &MachineEntry, now: Tim
             }
             !paused
         }
+        ProtectionState::Reprotecting | ProtectionState::Reversed => {
+            reversed(core, estate, entry, protection, &mut found, now);
+            false
+        }
         _ => false,
     };
     if !replicating {
         return found;
+    }
+    // Asked for and not done is worse than not asked for: nobody may take it for done.
+    if estate.policies.get(&protection.policy).is_some_and(|policy| policy.policy.encryption) {
+        found.push(symptom(
+            "encryption.absent",
+            Health::Warning,
+            "its policy asks for encryption at rest, which this version does not do: what is kept is not sealed".into(),
+            "encrypt the volumes of its process server and master target, and set encryption to false",
+        ));
     }
     away(core, estate, agent_of(entry.row.id), "agent", &mut found, now);
     away(core, estate, protection.process_server, "process-server", &mut found, now);
     away(core, estate, protection.master_target, "target", &mut found, now);
     if matches!(protection.state, ProtectionState::Protected { .. }) {
         rpo_symptoms(estate, entry, &protection.policy, (now, core.about.started), &mut found);
+    }
+    if let Some(app) = live.agent.as_ref().and_then(|(agent, _)| agent.app_point.as_ref()) {
+        if !app.consistent {
+            found.push(symptom(
+                "app-point.failed",
+                Health::Warning,
+                format!(
+                    "the newest point is crash-consistent, not application-consistent: {}",
+                    shown(&app.reason)
+                ),
+                "see the hooks of the machine's agent; it is tried again",
+            ));
+        }
+        if !app.thaw.is_empty() {
+            found.push(symptom(
+                "app-point.thaw",
+                Health::Critical,
+                format!("after an application-consistent point: {}", shown(&app.thaw)),
+                "see on the machine whether everything runs again (fsfreeze --unfreeze)",
+            ));
+        }
+    }
+    if let Some(group) = estate.group_of(entry.row.id).filter(|group| group.row.body.every_seconds > 0) {
+        let newest = estate.newest_shared(&group.row.name).map(|point| point.time);
+        let since = newest.max(group.live.since).unwrap_or(now).max(core.about.started);
+        let most = Duration::from_secs(group.row.body.every_seconds * 3 + 10);
+        if now.since(since) > most {
+            let why =
+                group.live.missed.as_ref().map_or_else(String::new, |(_, why)| format!(": {}", shown(why)));
+            let (name, seconds) = (shown(&group.row.name), now.since(since).as_secs());
+            found.push(symptom(
+                "group.no-point",
+                Health::Warning,
+                format!("no point that all of group {name} share for {seconds} s{why}"),
+                "see `continuum describe group`; it is tried again",
+            ));
+        }
     }
     if let Some((agent, _)) = live.agent.as_ref().filter(|_| estate.connected(agent_of(entry.row.id))) {
         let protected = matches!(protection.state, ProtectionState::Protected { .. });
@@ -224,12 +313,25 @@ fn machine_symptoms(core: &Core, estate: &Estate, entry: &MachineEntry, now: Tim
             ));
         }
         if let Some(fault) = &agent.channel_fault {
-            found.push(symptom(
-                "channel.down",
-                Health::Warning,
-                shown(&fault.message),
-                "it is tried again; retry-now tries at once",
-            ));
+            let retry = format!("continuum retry {}", quoted(&entry.row.name));
+            let said = if fault.remedy.is_empty() {
+                "see the log of the agent".into()
+            } else {
+                shown(&fault.remedy)
+            };
+            // Without a next time it waits for a person.
+            found.push(if agent.next_retry_us > 0 {
+                let remedy = format!("{said}; {retry} tries at once");
+                symptom("channel.down", Health::Warning, shown(&fault.message), &remedy)
+            } else {
+                let remedy = format!("{said}; then: {retry}");
+                symptom(
+                    "channel.refused",
+                    Health::Critical,
+                    format!("{}; it is not tried again by itself", shown(&fault.message)),
+                    &remedy,
+                )
+            });
         }
         buffer("staging", agent.staged_bytes, agent.staged_bytes_max, core, &mut found);
         let free = estate.servers.get(&agent_of(entry.row.id)).and_then(|server| server.live.load.as_ref());

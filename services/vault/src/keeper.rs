@@ -80,7 +80,7 @@ impl Keeper {
 
     /// Takes an operator's access away. A vault that runs ends their connections within a beat.
     pub async fn revoke_operator(&self, name: &str) -> Result<(), Fault> {
-        grants::revoke_operator(&self.store, &self.world, name).await
+        grants::revoke_operator(&self.store, &self.world, name, "vault").await
     }
 
     /// Takes a server's access away, by its id or its whole name. A vault that runs ends its session within a

@@ -1,12 +1,12 @@
 //! Recovery plans: from text to what is run, and what is known of one now.
 //!
-//! Lives here: reading YAML within bounds, freezing a plan for a run. Lives elsewhere: what a plan is
-//! (`model::recovery_plan`), its row (`store::plans`), its runs (`jobs`).
+//! Lives here: freezing a plan for a run. Lives elsewhere: what a plan is (`model::recovery_plan`), its YAML
+//! (`document::plan`), its row (`store::plans`), its runs (`jobs`).
 
 use crate::estate::Estate;
 use crate::store::jobs::{FrozenGroup, FrozenPlan};
 use continuum_model::fault::{Fault, FaultClass};
-use continuum_model::recovery_plan::{Plan, TEXT_BYTES_MAX};
+use continuum_model::recovery_plan::Plan;
 use continuum_model::untrusted::shown;
 
 /// Reads a plan's text.
@@ -20,14 +20,10 @@ pub(crate) fn parse(text: &str) -> Result<Plan, Fault> {
             .spares("plans that are there, and their runs")
             .remedy("mend the file and apply it again; --dry-run checks it")
     };
-    if text.len() > TEXT_BYTES_MAX {
-        return Err(wrong(&[format!("it is larger than {} KiB", TEXT_BYTES_MAX >> 10)]));
-    }
-    let plan: Plan = serde_saphyr::from_str(text).map_err(|error| wrong(&[error.to_string()]))?;
-    match plan.problems().as_slice() {
-        [] => Ok(plan),
-        problems => Err(wrong(problems)),
-    }
+    continuum_document::plan::read(text).map_err(|problems| {
+        let told: Vec<String> = problems.iter().take(20).map(ToString::to_string).collect();
+        wrong(&told)
+    })
 }
 
 /// What a run of a plan will do, whatever becomes of the plan meanwhile: groups in their order, machines by id.
@@ -68,6 +64,7 @@ pub(crate) fn named(text: &str) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use continuum_model::recovery_plan::TEXT_BYTES_MAX;
 
     #[test]
     fn hostile_yaml_is_refused_within_bounds() {

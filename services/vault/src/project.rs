@@ -3,7 +3,8 @@
 //! Pure: rows and live values in, messages out. Names and foreign texts pass raw; whoever shows them
 //! escapes them.
 
-use crate::estate::{Estate, JobEntry, MachineEntry, ServerEntry, machine_of};
+use crate::estate::{Estate, JobEntry, MachineEntry, ServerEntry, agent_of, machine_of};
+use crate::groups::GroupEntry;
 use crate::jobs::plan::JobKind;
 use crate::store::inventory::Protection;
 use crate::store::inventory::{DiskRow, PointRow, PolicyRow, ProbeRow, ServedDisk, SiteRow};
@@ -14,6 +15,7 @@ use crate::truth;
 use continuum_model::fault::Fault;
 use continuum_model::health::{Health, Mode, Symptom};
 use continuum_model::id::{MachineId, PolicyId};
+use continuum_model::job::JobState;
 use continuum_model::point::PointKind;
 use continuum_model::policy::Policy;
 use continuum_model::protection::{FailoverKind, ProtectionState, TestState};
@@ -67,7 +69,7 @@ pub(crate) fn plan(row: &PlanRow, estate: &Estate) -> pb::Plan {
     let runs = |job: &&JobRow| job.params.plan.as_ref().is_some_and(|run| run.name == row.name);
     let run = estate.jobs.values().rev().map(|entry| &entry.row).find(runs);
     let mut orders = Vec::new();
-    if run.is_none_or(|run| run.state.is_over()) {
+    if run.is_none_or(|run| run.state.is_over() || run.state == JobState::Waiting) {
         if unknown.is_empty() {
             orders.extend(["test-failover", "failover"].map(str::to_owned));
             orders.extend(testing.then(|| "cleanup".to_owned()));
@@ -98,13 +100,47 @@ pub(crate) fn plan(row: &PlanRow, estate: &Estate) -> pb::Plan {
     }
 }
 
+/// A group, with what keeps it from having points now.
+pub(crate) fn group(entry: &GroupEntry, estate: &Estate) -> pb::Group {
+    let (row, live) = (&entry.row, &entry.live);
+    let newest = estate.newest_shared(&row.name);
+    let member = |id: &MachineId| pb::GroupMember {
+        id: id.to_string(),
+        name: estate.machines.get(id).map(|entry| entry.row.name.clone()).unwrap_or_default(),
+    };
+    let leader = estate.leader_of(row).and_then(|(id, _)| estate.machines.get(&id));
+    let points = estate.group_points.values().filter(|point| point.group == row.name).count();
+    pb::Group {
+        name: row.name.clone(),
+        version: row.version,
+        machines: row.body.machines.iter().map(member).collect(),
+        every_seconds: row.body.every_seconds,
+        hold_millis: row.body.hold_millis,
+        leader: leader.map(|entry| entry.row.name.clone()).unwrap_or_default(),
+        newest_point_us: newest.map(|point| point.time.micros()),
+        newest_point: newest.map(|point| point.id.to_string()).unwrap_or_default(),
+        points: points as u32,
+        hold_p50_ms: live.hold.quantile(0.5),
+        hold_p99_ms: live.hold.quantile(0.99),
+        hold_max_ms: live.hold.max(),
+        missed_us: live.missed.as_ref().map(|(at, _)| at.micros()),
+        missed_reason: live.missed.as_ref().map(|(_, why)| why.clone()).unwrap_or_default(),
+        problems: crate::groups::problems(row, estate),
+        deleted: row.deleted,
+    }
+}
+
 pub(crate) fn policy(row: &PolicyRow, estate: &Estate) -> pb::Policy {
     let machines = estate
         .machines
         .values()
         .filter(|entry| entry.row.protection.as_ref().is_some_and(|protection| protection.policy == row.id))
         .count();
-    pb::Policy { machines: machines as u32, ..policy_message(row.id, &row.name, &row.policy) }
+    pb::Policy {
+        machines: machines as u32,
+        version: row.version,
+        ..policy_message(row.id, &row.name, &row.policy)
+    }
 }
 
 pub(crate) fn policy_message(id: PolicyId, name: &str, policy: &Policy) -> pb::Policy {
@@ -151,6 +187,7 @@ pub(crate) fn server(entry: &ServerEntry, estate: &Estate) -> pb::Server {
         volume_full_seconds: live.volume_until(),
         machines: if agent { u32::from(agent_report.is_some()) } else { estate.carried_by(row.id) as u32 },
         machine: agent_report.map(|machine| machine.row.name.clone()).unwrap_or_default(),
+        limit_bytes_per_sec: live.limit_bytes_per_sec.filter(|_| live.connected),
     }
 }
 
@@ -185,6 +222,8 @@ pub(crate) fn machine(entry: &MachineEntry, estate: &Estate, now: Timestamp) -> 
         spikes: live.truth.told(row.id),
         churn_bytes_per_sec: live.churn.bytes_per_sec(),
         churn_recent: live.churn.recent.values(),
+        group: estate.group_of(row.id).map(|entry| entry.row.name.clone()).unwrap_or_default(),
+        app_consistent: live.app_consistent,
         ..Default::default()
     };
     if let Some((agent, _)) = &live.agent {
@@ -197,11 +236,20 @@ pub(crate) fn machine(entry: &MachineEntry, estate: &Estate, now: Timestamp) -> 
         message.sent_bytes_total = Some(agent.sent_bytes_total);
     }
     let Some(protection) = &row.protection else { return message };
+    if let Some((agent, _)) = live.agent.as_ref().filter(|_| estate.connected(agent_of(row.id))) {
+        message.link_fault = agent.channel_fault.clone();
+        message.next_retry_us =
+            Some(agent.next_retry_us).filter(|at| *at > 0 && agent.channel_fault.is_some());
+    }
+    if let Some((relay, _)) = live.relay.as_ref().filter(|_| estate.connected(protection.process_server)) {
+        message.limit_bytes_per_sec = relay.limit_bytes_per_sec;
+        message.held_by = relay.held_by.clone();
+    }
     message.protected = true;
     message.state = protection.state.name().to_owned();
     message.state_reason = reason(&protection.state);
     message.paused = protection.state.is_paused();
-    message.direction = "forward".into();
+    message.direction = if protection.state.is_reversed() { "reversed".into() } else { "forward".into() };
     message.target_site = estate.site_name(protection.target_site);
     message.process_server = estate.server_name(protection.process_server);
     message.master_target = estate.server_name(protection.master_target);
@@ -293,11 +341,20 @@ fn phase(entry: &MachineEntry, protection: &Protection) -> &'static str {
 
 /// Whether a state promises an RPO.
 pub(crate) const fn has_rpo(state: &ProtectionState) -> bool {
-    matches!(state, ProtectionState::Protected { .. } | ProtectionState::Resync { .. })
+    matches!(
+        state,
+        ProtectionState::Protected { .. } | ProtectionState::Resync { .. } | ProtectionState::Reversed
+    )
 }
 
 /// The age of the newest moment that can be brought up; `None`: there is none, or it is not known.
 pub(crate) fn rpo(entry: &MachineEntry, now: Timestamp) -> Option<f64> {
+    if entry.row.protection.as_ref().is_some_and(|protection| protection.state.is_reversed()) {
+        // What could be taken over at the old source.
+        let receiving = entry.live.agent.as_ref()?.0.receiving.as_ref()?;
+        let newest = Timestamp::from_micros(receiving.newest_us);
+        return receiving.whole.then(|| now.since(newest).as_secs_f64());
+    }
     let (replica, _) = entry.live.replica.as_ref()?;
     let newest = Timestamp::from_micros(replica.newest_point_us?);
     Some(now.since(newest).as_secs_f64())
@@ -314,6 +371,10 @@ fn reason(state: &ProtectionState) -> String {
         | ProtectionState::FailingOver { .. }
         | ProtectionState::CommitPending { .. }
         | ProtectionState::Committed
+        | ProtectionState::Reprotecting
+        | ProtectionState::Reversed
+        | ProtectionState::FailingBack { .. }
+        | ProtectionState::Migrated
         | ProtectionState::Disabling => String::new(),
     }
 }
@@ -384,6 +445,7 @@ pub(crate) fn point(point: &PointRow) -> pb::Point {
         }),
         position: point.position,
         locked_until_us: None,
+        group: String::new(),
     }
 }
 
@@ -411,7 +473,7 @@ pub(crate) fn job(entry: &JobEntry, estate: &Estate) -> pb::Job {
     let row = &entry.row;
     let kind = JobKind::named(&row.kind);
     let facts = &row.facts;
-    let brings_up = matches!(kind, Some(JobKind::TestFailover | JobKind::Failover));
+    let brings_up = matches!(kind, Some(JobKind::TestFailover | JobKind::Failover | JobKind::ChangePoint));
     let outcome = pb::MachineOutcome {
         name: row.machine_name.clone(),
         point: facts.point.as_ref().map(point),
@@ -459,7 +521,8 @@ pub(crate) fn job(entry: &JobEntry, estate: &Estate) -> pb::Job {
         detail: row.detail.clone(),
         fault: row.fault.as_ref().map(fault),
         machines: if told { machines } else { Vec::new() },
-        may_cancel: row.state.may_cancel() && !row.cancel && kind.is_some_and(JobKind::may_cancel),
+        may_cancel: row.state == JobState::Waiting
+            || row.state.may_cancel() && !row.cancel && kind.is_some_and(JobKind::may_cancel),
         may_retry: row.state.may_retry() && kind.is_some_and(JobKind::may_retry),
         rto_objective_seconds: row
             .params
@@ -468,12 +531,19 @@ pub(crate) fn job(entry: &JobEntry, estate: &Estate) -> pb::Job {
             .and_then(|run| run.rto_seconds)
             .map(|seconds| seconds as f64),
         forecast_seconds: forecast(row, estate),
-        waiting_for: entry
-            .progress
-            .as_ref()
-            .filter(|progress| progress.waiting)
-            .map(|progress| progress.detail.clone())
-            .unwrap_or_default(),
+        waiting_for: if row.state == JobState::Waiting {
+            "approval".to_owned()
+        } else {
+            let progress = entry.progress.as_ref().filter(|progress| progress.waiting);
+            progress.map(|progress| progress.detail.clone()).unwrap_or_default()
+        },
+        approval: row.params.approval.as_ref().map(|approval| pb::Approval {
+            digest: approval.digest.clone(),
+            about: approval.about.clone(),
+            expires_us: approval.expires.micros(),
+            by: approval.by.clone(),
+            refused: approval.refused,
+        }),
         verified: facts
             .verified
             .iter()

@@ -263,8 +263,12 @@ impl<'a> Seen<'a> {
                 Some((Hop::Operator, shown(&agent.mode_reason)))
             }
             Some(Mode::Bitmap) => Some((Hop::Agent, shown(&agent.mode_reason))),
-            Some(Mode::CatchingUp) => None,
-            Some(Mode::Data | Mode::Interval) | None => Some(self.slowest(agent)),
+            // Between two cycles nothing is on its way; one that is late says so.
+            Some(Mode::Interval) if !agent.mode_reason.is_empty() => {
+                Some((Hop::Agent, shown(&agent.mode_reason)))
+            }
+            Some(Mode::CatchingUp | Mode::Interval) => None,
+            Some(Mode::Data) | None => Some(self.slowest(agent)),
         }
     }
 

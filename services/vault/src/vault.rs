@@ -114,6 +114,7 @@ impl Vault {
             environment: config.environment.clone(),
             run: run_id(&world),
             started: world.now(),
+            four_eyes: config.four_eyes.clone(),
         };
         let sessions = Arc::new(Sessions::new(config.patience));
         let hands: Arc<dyn Hands> = sessions.clone();
@@ -205,7 +206,8 @@ impl Vault {
     /// Takes an operator's access away, at once: their connections end and no new one is let in.
     pub async fn revoke_operator(&self, name: &str) -> Result<(), Fault> {
         let (core, name) = (self.core.clone(), name.to_owned());
-        self.granting(async move { grants::revoke_operator(&core.store, &core.world, &name).await }).await
+        self.granting(async move { grants::revoke_operator(&core.store, &core.world, &name, "vault").await })
+            .await
     }
 
     /// Takes a server's access away, at once: its session ends and no new one is let in.
@@ -315,7 +317,8 @@ async fn first_start(store: &Store, world: &World, config: &VaultConfig) -> Resu
             let policies = if config.policies.is_empty() { &defaults[..] } else { &config.policies };
             for (name, policy) in policies {
                 let id = world.id(PolicyId::make);
-                tx.save_policy(PolicyRow { id, name: name.clone(), policy: policy.clone() }).await?;
+                let row = PolicyRow { id, name: name.clone(), policy: policy.clone(), version: 1 };
+                tx.save_policy(row).await?;
             }
             tx.audit(world.now(), "vault", "first-start", &config.name, "done", &id.to_string()).await?;
             id

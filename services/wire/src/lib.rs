@@ -7,6 +7,7 @@
 //! - [`channel`]: the replication channel, in framing of its own
 //! - [`session`]: a server's session with its vault; [`policy`]: a policy in messages
 
+pub mod audit;
 pub mod ca;
 pub mod channel;
 mod door;

@@ -25,9 +25,9 @@ for module in virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev vir
     insmod /modules/$module.ko
 done
 while [ ! -b /dev/vda ]; do usleep 50000; done
-mkdir -p /data /run /var/run /tmp /etc/acpi/PWRF
+mkdir -p /data /run /var/run /var/log /tmp /etc/acpi/PWRF
 mount -t ext4 -o errors=remount-ro /dev/vda /data || echo "no file system"
-printf '#!/bin/sh\nkill -9 $(cat /run/writer)\nsync\numount /data\npoweroff -f\n' >/etc/acpi/PWRF/00000080
+printf '#!/bin/sh\nkill -9 $(cat /run/writer)\nuntil umount /data; do usleep 100000; done\npoweroff -f\n' >/etc/acpi/PWRF/00000080
 chmod +x /etc/acpi/PWRF/00000080
 acpid
 qemu-ga -m isa-serial -p /dev/ttyS1 -t /run &

@@ -24,16 +24,22 @@ pub enum Context {
     Run,
     /// In the action menu.
     Menu,
+    /// On the screens whose objects are edited: policies, plans.
+    Edited,
+    /// On the screen of operators, tokens and the audit log.
+    Access,
 }
 
 impl Context {
     /// All of them, with their names in key maps and the heading in help.
-    pub const ALL: [(Self, &'static str, &'static str); 6] = [
+    pub const ALL: [(Self, &'static str, &'static str); 8] = [
         (Self::Global, "global", "Everywhere"),
         (Self::Table, "table", "In tables"),
         (Self::Machine, "machine", "On a machine"),
         (Self::Timeline, "timeline", "On the timeline of points"),
         (Self::Run, "run", "On a job"),
+        (Self::Edited, "edited", "On policies and plans"),
+        (Self::Access, "access", "On who is let in, and the audit log"),
         (Self::Menu, "menu", "In the action menu (a)"),
     ];
 }
@@ -49,6 +55,10 @@ pub enum Argument {
     Job,
     /// An alert.
     Alert,
+    /// A policy.
+    Policy,
+    /// An order, and a machine.
+    Order,
     /// A theme's name.
     Theme,
     /// A moment.
@@ -187,6 +197,8 @@ actions! {
     Resume,
     /// Names the present moment.
     Bookmark,
+    /// A bookmark with the machine's hooks around it.
+    AppBookmark,
     /// Keeps a point beyond its retention, or lets it go.
     Pin,
     /// Compares a replica with its source.
@@ -201,6 +213,8 @@ actions! {
     Commit,
     /// Tries again what failed.
     RetryNow,
+    /// Has another process server relay a machine.
+    Move,
     /// Stops a job.
     CancelJob,
     /// Runs a failed job again.
@@ -211,6 +225,40 @@ actions! {
     PlannedFailover,
     /// Says that what a run waits for was done by hand.
     Proceed,
+    /// Brings another moment up instead.
+    ChangePoint,
+    /// Takes a failover back.
+    CancelFailover,
+    /// Reverses the direction.
+    Reprotect,
+    /// Brings a machine home.
+    Failback,
+    /// Takes what had arrived at the old source, without asking the recovery site.
+    UnplannedFailback,
+    /// Lets a machine stay at the recovery site for good.
+    CompleteMigration,
+    /// Opens a form for a new policy or plan.
+    New,
+    /// Opens the policy or plan under the cursor in a form.
+    Edit,
+    /// Deletes a policy.
+    DeletePolicy,
+    /// Puts machines under another policy.
+    AssignPolicy,
+    /// Shows who is let in.
+    GoAccess,
+    /// Makes a token for an operator.
+    NewToken,
+    /// Takes access away.
+    Revoke,
+    /// Older lines of the audit log.
+    Older,
+    /// Says whether an order is allowed.
+    CanI,
+    /// Agrees to an order that waits for a second person.
+    Approve,
+    /// Refuses one.
+    Refuse,
 }
 
 /// One action, as the registry tells it.
@@ -376,6 +424,7 @@ pub const REGISTRY: &[Entry] = &[
             (Machine, "l"),
             (Timeline, "tab"),
             (Timeline, "]"),
+            (Context::Access, "tab"),
         ],
         hint: 3,
         ..entry(Action::NextTab, "tab.next", "next tab")
@@ -388,6 +437,7 @@ pub const REGISTRY: &[Entry] = &[
             (Machine, "h"),
             (Timeline, "shift+tab"),
             (Timeline, "["),
+            (Context::Access, "shift+tab"),
         ],
         ..entry(Action::PreviousTab, "tab.previous", "the tab before")
     },
@@ -493,6 +543,64 @@ pub const REGISTRY: &[Entry] = &[
         ..entry(Action::Commit, "order.commit", "commit the failover")
     },
     Entry {
+        keys: &[(Menu, "i")],
+        words: &["change-point"],
+        argument: Argument::Machine,
+        needs: Needs::Order("change-point"),
+        risk: Risk::Danger,
+        command: "continuum change-point {machine} --point {point}",
+        ..entry(Action::ChangePoint, "order.change-point", "bring up another moment instead")
+    },
+    Entry {
+        keys: &[(Menu, "l")],
+        words: &["cancel-failover"],
+        argument: Argument::Machine,
+        needs: Needs::Order("cancel-failover"),
+        risk: Risk::Danger,
+        command: "continuum cancel-failover {machine}",
+        ..entry(Action::CancelFailover, "order.cancel-failover", "take the failover back")
+    },
+    Entry {
+        keys: &[(Menu, "w")],
+        words: &["reprotect"],
+        argument: Argument::Machine,
+        needs: Needs::Order("reprotect"),
+        risk: Risk::Danger,
+        command: "continuum reprotect {machine}",
+        ..entry(Action::Reprotect, "order.reprotect", "reprotect: reverse the direction")
+    },
+    Entry {
+        keys: &[(Menu, "h")],
+        words: &["failback"],
+        argument: Argument::Machine,
+        needs: Needs::Order("failback"),
+        risk: Risk::Danger,
+        command: "continuum failback {machine}",
+        ..entry(Action::Failback, "order.failback", "failback (planned: lose nothing)")
+    },
+    Entry {
+        keys: &[(Menu, "s")],
+        words: &["unplanned-failback"],
+        argument: Argument::Machine,
+        needs: Needs::Order("failback"),
+        risk: Risk::Danger,
+        command: "continuum failback {machine} --unplanned",
+        ..entry(
+            Action::UnplannedFailback,
+            "order.unplanned-failback",
+            "failback (unplanned: the site is lost)",
+        )
+    },
+    Entry {
+        keys: &[(Menu, "m")],
+        words: &["complete-migration"],
+        argument: Argument::Machine,
+        needs: Needs::Order("complete-migration"),
+        risk: Risk::Danger,
+        command: "continuum complete-migration {machine}",
+        ..entry(Action::CompleteMigration, "order.complete-migration", "stay there for good: no way back")
+    },
+    Entry {
         keys: &[(Menu, "p")],
         words: &["protect"],
         argument: Argument::Machine,
@@ -508,6 +616,13 @@ pub const REGISTRY: &[Entry] = &[
         needs: Needs::Order("bookmark"),
         command: "continuum bookmark {machine} NAME",
         ..entry(Action::Bookmark, "order.bookmark", "bookmark this moment")
+    },
+    Entry {
+        words: &["app-bookmark"],
+        argument: Argument::Machine,
+        needs: Needs::Order("app-bookmark"),
+        command: "continuum bookmark {machine} NAME --app-consistent",
+        ..entry(Action::AppBookmark, "order.app-bookmark", "bookmark this moment, application-consistent")
     },
     Entry {
         keys: &[(Menu, "v")],
@@ -561,6 +676,15 @@ pub const REGISTRY: &[Entry] = &[
         ..entry(Action::RetryNow, "order.retry-now", "try again now what failed")
     },
     Entry {
+        keys: &[(Menu, "m")],
+        words: &["move"],
+        argument: Argument::Machine,
+        needs: Needs::Order("move"),
+        risk: Risk::Ask,
+        command: "continuum move {machine}",
+        ..entry(Action::Move, "order.move", "move to another process server")
+    },
+    Entry {
         keys: &[(Menu, "u")],
         words: &["unprotect"],
         argument: Argument::Machine,
@@ -594,6 +718,98 @@ pub const REGISTRY: &[Entry] = &[
         risk: Risk::Ask,
         command: "continuum proceed {job}",
         ..entry(Action::Proceed, "job.proceed", "go on: what it waits for was done by hand")
+    },
+    Entry {
+        keys: &[(Global, "9")],
+        words: &["access", "operators"],
+        command: "continuum get operators",
+        ..entry(Action::GoAccess, "go.access", "Access")
+    },
+    Entry {
+        keys: &[(Context::Access, "n")],
+        words: &["new-token"],
+        needs: Needs::Vault,
+        risk: Risk::Ask,
+        command: "continuum token operator --name NAME --as ROLE",
+        hint: 1,
+        ..entry(Action::NewToken, "access.token", "let somebody in")
+    },
+    Entry {
+        keys: &[(Context::Access, "d")],
+        words: &["revoke"],
+        needs: Needs::Vault,
+        risk: Risk::Ask,
+        command: "continuum revoke KIND NAME",
+        hint: 1,
+        ..entry(Action::Revoke, "access.revoke", "revoke")
+    },
+    Entry {
+        keys: &[(Context::Access, "o")],
+        words: &["older"],
+        hint: 2,
+        ..entry(Action::Older, "audit.older", "older lines")
+    },
+    Entry {
+        words: &["can-i"],
+        argument: Argument::Order,
+        needs: Needs::Vault,
+        command: "continuum can-i ORDER",
+        ..entry(Action::CanI, "access.can-i", "say whether you may, why not, and who could")
+    },
+    Entry {
+        keys: &[(Menu, "w")],
+        words: &["approve"],
+        argument: Argument::Job,
+        needs: Needs::Vault,
+        risk: Risk::Ask,
+        command: "continuum approve {job}",
+        ..entry(Action::Approve, "job.approve", "agree to what waits for a second person")
+    },
+    Entry {
+        keys: &[(Menu, "d")],
+        words: &["refuse"],
+        argument: Argument::Job,
+        needs: Needs::Vault,
+        risk: Risk::Ask,
+        command: "continuum approve {job} --refuse",
+        ..entry(Action::Refuse, "job.refuse", "refuse what waits for a second person")
+    },
+    Entry {
+        keys: &[(Context::Edited, "n")],
+        words: &["new"],
+        needs: Needs::Vault,
+        risk: Risk::Ask,
+        command: "continuum apply -f FILE",
+        hint: 1,
+        ..entry(Action::New, "edit.new", "new")
+    },
+    Entry {
+        keys: &[(Context::Edited, "e")],
+        words: &["edit"],
+        needs: Needs::Vault,
+        risk: Risk::Ask,
+        command: "continuum apply -f FILE",
+        hint: 1,
+        ..entry(Action::Edit, "edit.open", "edit")
+    },
+    Entry {
+        keys: &[(Context::Edited, "d")],
+        words: &["delete-policy"],
+        argument: Argument::Policy,
+        needs: Needs::Vault,
+        risk: Risk::Ask,
+        command: "continuum delete policy {policy}",
+        hint: 1,
+        ..entry(Action::DeletePolicy, "policy.delete", "delete")
+    },
+    Entry {
+        keys: &[(Menu, "i")],
+        words: &["set-policy"],
+        argument: Argument::Machine,
+        needs: Needs::Order("assign-policy"),
+        risk: Risk::Ask,
+        command: "continuum set-policy {machine} --policy POLICY",
+        ..entry(Action::AssignPolicy, "order.assign-policy", "put under another policy")
     },
     Entry {
         keys: &[(Menu, "a")],

@@ -24,7 +24,7 @@ use pb::order_request::Order;
 /// What an order is about.
 #[derive(Debug, Clone)]
 pub struct Subject {
-    /// The machine, or plan/NAME; empty for a job or an alert.
+    /// The machine, plan/NAME or policy/ID; empty for a job, an alert, or what is new.
     pub machine: String,
     /// The job, the alert, or the point; empty for a machine.
     pub object: String,
@@ -40,6 +40,10 @@ impl Subject {
     /// The recovery plan, where it is one.
     pub fn plan(&self) -> Option<&str> {
         self.machine.strip_prefix("plan/")
+    }
+    /// The policy's id, where it is one.
+    pub fn policy(&self) -> Option<&str> {
+        self.machine.strip_prefix("policy/")
     }
 }
 
@@ -70,7 +74,21 @@ pub enum Form {
         /// Names of recovery sites, and which one.
         sites: (Vec<String>, usize),
     },
+    /// A policy for the machines: names of those that there are, and which one. Its report comes after the choice.
+    Assign(Vec<String>, usize),
+    /// Who is to be let in: a name, and a role out of those that there are.
+    Token(Line, usize),
+    /// The policy that was chosen.
+    Assigned(String),
+    /// A policy as it was edited.
+    Policy(Box<pb::Policy>),
+    /// A plan's text as it was edited, and what differs in it.
+    Plan(String, Vec<String>),
 }
+
+/// Roles of operators, the least powerful first.
+pub const ROLES: [&str; 7] =
+    ["reader", "auditor", "operator", "approver", "contributor", "recoverer", "owner"];
 
 /// Where the keys go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -143,9 +161,9 @@ impl Dialog {
     /// A dialog for an order.
     pub fn new(action: Action, subjects: Vec<Subject>, form: Form) -> Self {
         let focus = match &form {
-            Form::Name(_) => Focus::Field,
-            Form::Choice { .. } | Form::None if entry_of(action).risk == Risk::Danger => Focus::Cancel,
-            Form::Choice { .. } | Form::None => Focus::Go,
+            Form::Name(_) | Form::Assign(..) | Form::Token(..) => Focus::Field,
+            _ if entry_of(action).risk == Risk::Danger => Focus::Cancel,
+            _ => Focus::Go,
         };
         Self {
             action,
@@ -247,6 +265,16 @@ impl Dialog {
                     None => Some(format!("plan {plan} is gone; nothing was ordered")),
                 };
             }
+            if let Some(id) = subject.policy() {
+                return match estate.policies.get(id) {
+                    Some(known) if known.version <= subject.version => None,
+                    Some(_) => Some(format!(
+                        "policy {} was changed meanwhile; nothing was ordered: look again",
+                        subject.name
+                    )),
+                    None => Some(format!("policy {} is gone; nothing was ordered", subject.name)),
+                };
+            }
             match estate.machines.get(&subject.machine) {
                 None => Some(format!("{} is gone; nothing was ordered", subject.name)),
                 Some(machine) if machine.version > subject.version => Some(format!(
@@ -309,10 +337,16 @@ impl Dialog {
     }
 
     fn asking_key(&mut self, chord: Chord) -> Outcome {
-        if let (Form::Name(line), Focus::Field) = (&mut self.form, self.focus) {
+        let token = matches!(self.form, Form::Token(..));
+        if let (Form::Name(line) | Form::Token(line, _), Focus::Field) = (&mut self.form, self.focus) {
             return match chord.code {
                 Code::Enter if line.text().trim().is_empty() => {
                     self.complaint = "a name is needed";
+                    Outcome::Stay
+                }
+                // Somebody is let in by the button only: a role is still to be chosen.
+                Code::Enter | Code::Tab | Code::Down if token => {
+                    self.focus = Focus::Second;
                     Outcome::Stay
                 }
                 Code::Enter => Outcome::Go,
@@ -337,8 +371,8 @@ impl Dialog {
             Code::Enter if self.focus == Focus::Go => return self.agree(),
             Code::Enter | Code::Tab => self.focus = self.next_focus(),
             Code::BackTab => self.focus = self.next_focus_back(),
-            Code::Left | Code::Right | Code::Char('h' | 'l') => {
-                self.sideways(matches!(chord.code, Code::Right | Code::Char('l')))
+            Code::Left | Code::Right | Code::Char('h' | 'l' | ' ') => {
+                self.sideways(matches!(chord.code, Code::Right | Code::Char('l' | ' ')))
             }
             Code::Down | Code::Char('j') if self.has_fields() => self.focus = self.next_focus(),
             Code::Up | Code::Char('k') if self.has_fields() => self.focus = self.next_focus_back(),
@@ -351,7 +385,7 @@ impl Dialog {
 
     fn agree(&mut self) -> Outcome {
         match &self.form {
-            Form::Name(line) if line.text().trim().is_empty() => {
+            Form::Name(line) | Form::Token(line, _) if line.text().trim().is_empty() => {
                 self.complaint = "a name is needed";
                 self.focus = Focus::Field;
                 Outcome::Stay
@@ -360,19 +394,23 @@ impl Dialog {
                 self.complaint = "there is no policy or no recovery site to choose";
                 Outcome::Stay
             }
-            Form::Name(_) | Form::Choice { .. } | Form::None => Outcome::Go,
+            Form::Assign(names, _) if names.is_empty() => {
+                self.complaint = "there is no other policy to choose";
+                Outcome::Stay
+            }
+            _ => Outcome::Go,
         }
     }
 
     const fn has_fields(&self) -> bool {
-        matches!(self.form, Form::Choice { .. } | Form::Name(_))
+        matches!(self.form, Form::Choice { .. } | Form::Name(_) | Form::Assign(..) | Form::Token(..))
     }
 
     fn circle(&self) -> &'static [Focus] {
         match self.form {
-            Form::None => &[Focus::Go, Focus::Cancel],
-            Form::Name(_) => &[Focus::Field, Focus::Go, Focus::Cancel],
-            Form::Choice { .. } => &[Focus::Field, Focus::Second, Focus::Go, Focus::Cancel],
+            Form::None | Form::Assigned(_) | Form::Policy(_) | Form::Plan(..) => &[Focus::Go, Focus::Cancel],
+            Form::Name(_) | Form::Assign(..) => &[Focus::Field, Focus::Go, Focus::Cancel],
+            Form::Choice { .. } | Form::Token(..) => &[Focus::Field, Focus::Second, Focus::Go, Focus::Cancel],
         }
     }
     fn next_focus(&self) -> Focus {
@@ -393,6 +431,14 @@ impl Dialog {
         };
         match (&mut self.form, self.focus) {
             (Form::Choice { policies, .. }, Focus::Field) => turn(policies),
+            (Form::Token(_, at), Focus::Second) => {
+                let n = ROLES.len();
+                *at = if right { (*at + 1) % n } else { (*at + n - 1) % n };
+            }
+            (Form::Assign(names, at), Focus::Field) => {
+                let n = names.len().max(1);
+                *at = if right { (*at + 1) % n } else { (*at + n - 1) % n };
+            }
             (Form::Choice { sites, .. }, Focus::Second) => turn(sites),
             (_, Focus::Go) => self.focus = Focus::Cancel,
             (_, Focus::Cancel) => self.focus = Focus::Go,
@@ -410,11 +456,11 @@ impl Dialog {
             return false;
         }
         match &mut self.form {
-            Form::Name(line) if self.focus == Focus::Field => {
+            Form::Name(line) | Form::Token(line, _) if self.focus == Focus::Field => {
                 line.paste(pasted);
                 true
             }
-            Form::Name(_) | Form::Choice { .. } | Form::None => false,
+            _ => false,
         }
     }
 
@@ -423,7 +469,7 @@ impl Dialog {
         self.subjects
             .iter()
             .map(|subject| pb::OrderRequest {
-                machine: subject.machine.clone(),
+                machine: if subject.policy().is_some() { String::new() } else { subject.machine.clone() },
                 expected_version: if subject.machine.is_empty() { 0 } else { subject.version },
                 confirm: if self.is_typed() { self.confirm.clone() } else { String::new() },
                 order: Some(self.order(subject)),
@@ -435,6 +481,26 @@ impl Dialog {
     fn order(&self, subject: &Subject) -> Order {
         let point = self.point.clone();
         let object = subject.object.clone();
+        match &self.form {
+            Form::Policy(policy) => {
+                return Order::SetPolicy(pb::SetPolicy { policy: Some((**policy).clone()) });
+            }
+            Form::Plan(text, _) => {
+                return Order::ApplyPlan(pb::ApplyPlan { text: text.clone(), dry_run: false });
+            }
+            Form::Assigned(policy) => {
+                return Order::AssignPolicy(pb::AssignPolicy { policy: policy.clone() });
+            }
+            _ => {}
+        }
+        if matches!(self.action, Action::Approve | Action::Refuse) {
+            let refuse = self.action == Action::Refuse;
+            let digest = self.point.clone();
+            return Order::Approve(pb::Approve { job: object, digest, refuse, reason: String::new() });
+        }
+        if self.action == Action::DeletePolicy {
+            return Order::DeletePolicy(pb::DeletePolicy { policy: object });
+        }
         if let Some(plan) = subject.plan() {
             let kind = match self.action {
                 Action::Failover => "failover",
@@ -455,6 +521,9 @@ impl Dialog {
             (Action::Bookmark, Form::Name(line)) => {
                 Order::Bookmark(pb::Bookmark { name: line.text().trim().to_owned(), app_consistent: false })
             }
+            (Action::AppBookmark, Form::Name(line)) => {
+                Order::Bookmark(pb::Bookmark { name: line.text().trim().to_owned(), app_consistent: true })
+            }
             (Action::Unprotect, _) => Order::Unprotect(pb::Unprotect { keep_replica: false }),
             (Action::Pause, _) => Order::Pause(pb::Pause {}),
             (Action::Resync, _) => Order::Resync(pb::Resync { now: true }),
@@ -471,6 +540,14 @@ impl Dialog {
                 Order::Failover(pb::FailoverOrder { kind: "planned".into(), point: String::new() })
             }
             (Action::Commit, _) => Order::Commit(pb::Commit {}),
+            // Which one is the vault's to choose; the verb names one.
+            (Action::Move, _) => Order::MoveMachine(pb::MoveMachine { process_server: String::new() }),
+            (Action::ChangePoint, _) => Order::ChangePoint(pb::ChangePoint { point }),
+            (Action::CancelFailover, _) => Order::CancelFailover(pb::CancelFailover {}),
+            (Action::Reprotect, _) => Order::Reprotect(pb::Reprotect {}),
+            (Action::Failback, _) => Order::Failback(pb::Failback { kind: "planned".into() }),
+            (Action::UnplannedFailback, _) => Order::Failback(pb::Failback { kind: "unplanned".into() }),
+            (Action::CompleteMigration, _) => Order::CompleteMigration(pb::CompleteMigration {}),
             (Action::RetryNow, _) => Order::RetryNow(pb::RetryNow {}),
             (Action::CancelJob, _) => Order::CancelJob(pb::CancelJob { job: object }),
             (Action::Proceed, _) => Order::Proceed(pb::Proceed { job: object }),

@@ -86,6 +86,12 @@ pub struct Estate {
     pub policies: Shelf<pb::Policy>,
     /// Recovery plans, by name.
     pub plans: Shelf<pb::Plan>,
+    /// Who is let in, as it was told last.
+    pub access: pb::AccessReply,
+    /// The audit log as far as it was asked for, newest first.
+    pub audit: Vec<pb::AuditLine>,
+    /// The keys of those lines.
+    pub audit_keys: Vec<String>,
     /// Jobs, running and past.
     pub jobs: Shelf<pb::Job>,
     /// Alerts, open and cleared.
@@ -179,6 +185,11 @@ impl Estate {
                 harmless_machine(&mut machine);
                 self.machines.put(&machine.id.clone(), machine)
             }
+            Entity::Policy(policy) if policy.deleted => {
+                let known = self.policies.remove(&policy.id, |policy| &policy.id);
+                self.shape += u64::from(known);
+                false
+            }
             Entity::Policy(mut policy) => {
                 harmless([&mut policy.name]);
                 self.policies.put(&policy.id.clone(), policy)
@@ -199,6 +210,8 @@ impl Estate {
                 plan.problems.iter_mut().for_each(|problem| harmless([problem]));
                 self.plans.put(&plan.name.clone(), plan)
             }
+            // No screen of their own yet: a machine says which one it is in.
+            Entity::Group(_) => false,
             Entity::Job(mut job) => {
                 harmless_job(&mut job);
                 changed(self.jobs.get(&job.id), &job);
@@ -250,7 +263,7 @@ impl Estate {
             pb::Kind::Plan => self.plans.remove(id, |plan| &plan.name),
             pb::Kind::Job => self.jobs.remove(id, |job| &job.id),
             pb::Kind::Alert => self.alerts.remove(id, |alert| &alert.id),
-            pb::Kind::Event | pb::Kind::Unspecified => false,
+            pb::Kind::Event | pb::Kind::Group | pb::Kind::Unspecified => false,
         };
     }
 
@@ -286,6 +299,44 @@ impl Estate {
             (alert.acknowledged, alert.severity != "critical", std::cmp::Reverse(alert.opened_us))
         });
         open
+    }
+
+    /// Takes what is told of who is let in.
+    pub fn know_access(&mut self, mut reply: pb::AccessReply) {
+        for operator in &mut reply.operators {
+            harmless([&mut operator.name, &mut operator.role]);
+        }
+        for token in &mut reply.tokens {
+            harmless([&mut token.id, &mut token.role, &mut token.site, &mut token.name]);
+            harmless([&mut token.operator_role, &mut token.made_by]);
+        }
+        self.access = reply;
+        self.shape += 1;
+        self.revision += 1;
+    }
+
+    /// Takes a page of the audit log; one that begins with newer lines replaces what was there.
+    pub fn know_audit(&mut self, reply: pb::AuditReply) {
+        let oldest = self.audit.last().map_or(u64::MAX, |line| line.seq);
+        if reply.lines.first().is_some_and(|line| line.seq >= oldest) {
+            self.audit.clear();
+        }
+        for mut line in reply.lines {
+            harmless([&mut line.actor, &mut line.act, &mut line.object, &mut line.outcome]);
+            harmless([&mut line.detail]);
+            self.audit.push(line);
+        }
+        self.audit_keys = self.audit.iter().map(|line| line.seq.to_string()).collect();
+        self.shape += 1;
+        self.revision += 1;
+    }
+
+    /// Machines under the policy of this name.
+    pub fn machines_under(&self, policy: &str) -> Vec<&pb::Machine> {
+        let mut under: Vec<&pb::Machine> =
+            self.machines.iter().filter(|machine| machine.protected && machine.policy == policy).collect();
+        under.sort_by(|a, b| a.name.cmp(&b.name));
+        under
     }
 
     /// Jobs that are not over, newest first.
@@ -333,7 +384,7 @@ fn harmless_probes(probes: &mut [pb::Probe]) {
 
 /// Makes the texts of a point harmless.
 pub fn harmless_point(point: &mut pb::Point) {
-    harmless([&mut point.kind, &mut point.name]);
+    harmless([&mut point.kind, &mut point.name, &mut point.group]);
 }
 
 fn harmless_server(server: &mut pb::Server) {
@@ -351,6 +402,7 @@ fn harmless_server(server: &mut pb::Server) {
 
 fn harmless_machine(machine: &mut pb::Machine) {
     harmless([
+        &mut machine.group,
         &mut machine.name,
         &mut machine.site,
         &mut machine.fabric,
@@ -368,6 +420,7 @@ fn harmless_machine(machine: &mut pb::Machine) {
         &mut machine.test_state,
         &mut machine.estimate_note,
         &mut machine.phase,
+        &mut machine.held_by,
     ]);
     for hop in &mut machine.hops {
         harmless([&mut hop.name, &mut hop.note]);
@@ -375,6 +428,7 @@ fn harmless_machine(machine: &mut pb::Machine) {
     for spike in &mut machine.spikes {
         harmless([&mut spike.hop, &mut spike.cause]);
     }
+    machine.link_fault.iter_mut().for_each(harmless_fault);
     harmless_symptoms(&mut machine.symptoms);
     harmless_disks(&mut machine.disks);
     if let Some(test) = &mut machine.test {
@@ -390,6 +444,17 @@ fn harmless_machine(machine: &mut pb::Machine) {
     }
 }
 
+fn harmless_fault(fault: &mut pb::Fault) {
+    harmless([
+        &mut fault.code,
+        &mut fault.message,
+        &mut fault.affected,
+        &mut fault.unaffected,
+        &mut fault.remedy,
+        &mut fault.correlation,
+    ]);
+}
+
 /// Makes the texts of a job harmless.
 pub fn harmless_job(job: &mut pb::Job) {
     harmless([
@@ -400,19 +465,14 @@ pub fn harmless_job(job: &mut pb::Job) {
         &mut job.detail,
         &mut job.waiting_for,
     ]);
+    if let Some(approval) = &mut job.approval {
+        harmless([&mut approval.digest, &mut approval.by]);
+        approval.about.iter_mut().for_each(clean);
+    }
     for step in &mut job.steps {
         harmless([&mut step.name, &mut step.state, &mut step.detail]);
     }
-    if let Some(fault) = &mut job.fault {
-        harmless([
-            &mut fault.code,
-            &mut fault.message,
-            &mut fault.affected,
-            &mut fault.unaffected,
-            &mut fault.remedy,
-            &mut fault.correlation,
-        ]);
-    }
+    job.fault.iter_mut().for_each(harmless_fault);
     for machine in &mut job.machines {
         harmless([&mut machine.name, &mut machine.note]);
         harmless_disks(&mut machine.disks);

@@ -32,7 +32,7 @@ pub fn under_table(state: &State) -> u16 {
         Place::Pulse => (rows / 4).clamp(4, 10),
         Place::Alerts if detail_columns(state) == 0 => (rows / 3).clamp(6, 10),
         // What a plan does is what the screen is for.
-        Place::Plans if detail_columns(state) == 0 => (rows * 2 / 3).clamp(6, 24),
+        Place::Plans | Place::Policies if detail_columns(state) == 0 => (rows * 2 / 3).clamp(6, 24),
         _ => 0,
     }
 }
@@ -49,7 +49,13 @@ pub const fn over_table(state: &State) -> u16 {
 /// Columns of the detail pane; 0 where there is none.
 pub const fn detail_columns(state: &State) -> u16 {
     match state.place {
-        Place::Machines | Place::Jobs | Place::Alerts | Place::Servers | Place::Sites | Place::Plans
+        Place::Machines
+        | Place::Jobs
+        | Place::Alerts
+        | Place::Servers
+        | Place::Sites
+        | Place::Plans
+        | Place::Policies
             if state.size.0 >= WIDE =>
         {
             if state.size.0 >= 180 {

@@ -3,6 +3,7 @@
 //! - [`state`]: everything that is known, in one place
 //! - [`reduce`]: what a message makes of it; [`orders`]: how orders begin and what comes of them
 //! - [`estate`], [`rows`], [`table`]: what the vault told, and as which rows it is shown
+//! - [`form`]: policies and plans under edit
 //! - [`timeline`], [`dialog`], [`palette`], [`mod@line`]: the parts with a life of their own
 //! - [`layout`]: who gets how many lines; [`text`], [`tone`]: words, roles and marks; [`export`]
 //!
@@ -12,6 +13,7 @@
 pub mod dialog;
 pub mod estate;
 pub mod export;
+pub mod form;
 pub mod layout;
 pub mod line;
 pub mod orders;

@@ -4,8 +4,9 @@
 //! [`Effect::Order`] is made. Lives elsewhere: the agreement (`dialog`).
 
 use super::super::cmd::{Action, Argument, Entry, Needs, REGISTRY, Risk, entry_of};
-use super::dialog::{Dialog, Form, Report, Subject};
+use super::dialog::{Dialog, Focus, Form, Report, Subject};
 use super::estate::is_over;
+use super::form as edit;
 use super::line::Line;
 use super::reduce::enter;
 use super::rows;
@@ -38,7 +39,7 @@ pub struct MenuLine {
 pub fn menu(state: &State) -> Vec<MenuLine> {
     let about = |entry: &Entry| match entry.argument {
         Argument::Machine => matches!(entry.needs, Needs::Order(_)) || entry.action == Action::Pin,
-        Argument::Job | Argument::Alert => true,
+        Argument::Job | Argument::Alert | Argument::Policy => true,
         _ => false,
     };
     let mut lines: Vec<MenuLine> = REGISTRY
@@ -74,6 +75,7 @@ fn command(state: &State, entry: &Entry, subjects: &[Subject]) -> String {
         .replace("{machine}", &text::quoted(machine))
         .replace("{point}", &text::quoted(&point))
         .replace("{job}", &text::quoted(&subject.object))
+        .replace("{policy}", &text::quoted(&subject.name))
         .replace("{alert}", &text::quoted(&subject.object));
     if entry.risk == Risk::Danger {
         let confirm = subject.plan().unwrap_or(machine);
@@ -120,6 +122,10 @@ fn subjects(state: &State, entry: &Entry) -> Result<Vec<Subject>, String> {
                 version: 0,
                 report: Report::None,
             }])
+        }
+        Argument::Policy => {
+            let policy = state.policy_here().ok_or("no policy is chosen")?;
+            Ok(vec![policy_subject(policy)])
         }
         _ if entry.action == Action::Pin => pin_subject(state),
         _ if state.place == Place::Plans => {
@@ -171,6 +177,16 @@ fn plan_subject(plan: &pb::Plan) -> Subject {
     }
 }
 
+fn policy_subject(policy: &pb::Policy) -> Subject {
+    Subject {
+        machine: format!("policy/{}", policy.id),
+        object: policy.id.clone(),
+        name: policy.name.clone(),
+        version: policy.version,
+        report: Report::None,
+    }
+}
+
 fn subject(machine: &pb::Machine) -> Subject {
     Subject {
         machine: machine.id.clone(),
@@ -197,8 +213,31 @@ fn possible(state: &State, entry: &Entry, subjects: &[Subject]) -> Result<(), St
     }
     match entry.action {
         Action::CancelJob => return job_allows(state, subjects, |job| job.may_cancel, "cancelled"),
+        Action::Proceed
+            if subjects
+                .first()
+                .and_then(|s| state.estate.jobs.get(&s.object))
+                .is_some_and(|job| job.waiting_for == "approval") =>
+        {
+            return Err("it waits for a second person's agreement".into());
+        }
         Action::Proceed => {
             return job_allows(state, subjects, |job| !job.waiting_for.is_empty(), "told to go on");
+        }
+        Action::Approve | Action::Refuse => {
+            let me = state.who.as_ref().map(|who| who.name.clone()).unwrap_or_default();
+            let job = subjects.first().and_then(|subject| state.estate.jobs.get(&subject.object));
+            return match job {
+                Some(job) if job.waiting_for != "approval" => Err("it waits for nobody's agreement".into()),
+                Some(job) if job.by == me => Err("nobody answers their own order".into()),
+                Some(_)
+                    if state.who.as_ref().is_some_and(|who| !who.may.iter().any(|may| may == "approve")) =>
+                {
+                    Err("your role may not: an approver or an owner answers".into())
+                }
+                Some(_) => Ok(()),
+                None => Err("that job is gone".into()),
+            };
         }
         Action::RetryJob => return job_allows(state, subjects, |job| job.may_retry, "run again"),
         Action::Acknowledge => {
@@ -284,11 +323,20 @@ pub fn begin(state: &mut State, action: Action, argument: &str) -> Vec<Effect> {
         return Vec::new();
     }
     let form = match action {
-        Action::Bookmark => Form::Name(Line::default()),
+        Action::Bookmark | Action::AppBookmark => Form::Name(Line::default()),
         Action::Protect => Form::Choice {
             policies: (names(state.estate.policies.iter().map(|policy| &policy.name)), 0),
             sites: (names(state.estate.sites.iter().filter(|site| site.recovery).map(|site| &site.name)), 0),
         },
+        Action::AssignPolicy => {
+            // The one that they all are under is no choice.
+            let of =
+                |subject: &Subject| state.estate.machines.get(&subject.machine).map(|m| m.policy.clone());
+            let first = subjects.first().and_then(of);
+            let same = subjects.iter().all(|subject| of(subject) == first);
+            let all = names(state.estate.policies.iter().map(|policy| &policy.name));
+            Form::Assign(all.into_iter().filter(|name| !same || first.as_ref() != Some(name)).collect(), 0)
+        }
         _ => Form::None,
     };
     let at_once = entry.risk == Risk::None && matches!(form, Form::None) && subjects.len() == 1;
@@ -296,33 +344,209 @@ pub fn begin(state: &mut State, action: Action, argument: &str) -> Vec<Effect> {
     if matches!(action, Action::TestFailover | Action::Failover) {
         (dialog.point, dialog.point_words) = point;
     }
+    if matches!(action, Action::Approve | Action::Refuse) {
+        let job = dialog.subjects.first().and_then(|subject| state.estate.jobs.get(&subject.object));
+        let approval = job.and_then(|job| job.approval.clone()).unwrap_or_default();
+        // The digest says what was looked at; its words are what stands in the dialog.
+        dialog.point = approval.digest;
+        dialog.point_words = approval.about.join("; ");
+    }
     if action == Action::Pin {
         dialog.point_words = pin_word(state).into();
     }
     if at_once {
         return order(state, &dialog);
     }
+    match asks_readiness(action) {
+        Some(asked) => ask(state, dialog, asked, None),
+        None => {
+            dialog.decide(&state.estate);
+            state.dialog = Some(dialog);
+            vec![Effect::Arm]
+        }
+    }
+}
+
+/// Opens a dialog, and asks the vault about each of its subjects.
+fn ask(state: &mut State, mut dialog: Dialog, order: &str, policy: Option<&pb::Policy>) -> Vec<Effect> {
     let mut effects = Vec::new();
-    if let Some(asked) = asks_readiness(action) {
-        for at in 0..dialog.subjects.len() {
-            let tag = state.tag();
-            if let Some(subject) = dialog.subjects.get_mut(at) {
-                subject.report = Report::Asked(tag);
-                effects.push(Effect::Readiness(
-                    tag,
-                    pb::ReadinessRequest {
-                        machine: subject.machine.clone(),
-                        order: asked.into(),
-                        point: dialog.point.clone(),
-                    },
-                ));
-            }
+    for at in 0..dialog.subjects.len() {
+        let tag = state.tag();
+        if let Some(subject) = dialog.subjects.get_mut(at) {
+            subject.report = Report::Asked(tag);
+            let of_policy =
+                subject.policy().map(|_| pb::Policy { name: subject.name.clone(), ..Default::default() });
+            effects.push(Effect::Readiness(
+                tag,
+                Box::new(pb::ReadinessRequest {
+                    machine: if subject.policy().is_some() { String::new() } else { subject.machine.clone() },
+                    order: order.into(),
+                    point: dialog.point.clone(),
+                    policy: policy.cloned().or(of_policy),
+                    ..Default::default()
+                }),
+            ));
         }
     }
     dialog.decide(&state.estate);
     state.dialog = Some(dialog);
     effects.push(Effect::Arm);
     effects
+}
+
+/// Opens the dialog by which somebody is let in.
+pub fn new_token(state: &mut State) -> Vec<Effect> {
+    if !state.is_live() {
+        state.say(Tone::Bad, "the vault does not answer: read only until it does");
+        return Vec::new();
+    }
+    let subject = Subject {
+        machine: String::new(),
+        object: String::new(),
+        name: "an operator".into(),
+        version: 0,
+        report: Report::None,
+    };
+    state.dialog = Some(Dialog::new(Action::NewToken, vec![subject], Form::Token(Line::default(), 0)));
+    vec![Effect::Arm]
+}
+
+/// Asks before the access under the cursor is taken away.
+pub fn revoke(state: &mut State) -> Vec<Effect> {
+    if !state.is_live() || state.place != Place::Access {
+        state.say(Tone::Note, "choose an operator or a token on Access (9)");
+        return Vec::new();
+    }
+    let selected = state.current().and_then(|table| table.selected.clone()).unwrap_or_default();
+    let access = &state.estate.access;
+    let found = match access.operators.iter().find(|operator| operator.name == selected) {
+        Some(operator) if operator.revoked => Err("their access was taken away already"),
+        Some(operator) => Ok((format!("operator/{}", operator.name), format!("operator {}", operator.name))),
+        None => match access.tokens.iter().find(|token| token.id == selected) {
+            Some(token) if token.used_us.is_some() || token.revoked => {
+                Err("nobody can use that token any more; revoke who came in with it")
+            }
+            Some(token) => {
+                Ok((format!("token/{}", token.id), format!("token {} for {}", token.id, token.name)))
+            }
+            None => Err("nobody is chosen"),
+        },
+    };
+    match found {
+        Ok((object, name)) => {
+            let subject = Subject { machine: String::new(), object, name, version: 0, report: Report::None };
+            state.dialog = Some(Dialog::new(Action::Revoke, vec![subject], Form::None));
+            vec![Effect::Arm]
+        }
+        Err(why) => {
+            state.say(Tone::Note, why);
+            Vec::new()
+        }
+    }
+}
+
+/// What is agreed to about access, which is no order of the estate.
+fn access(state: &mut State, dialog: &Dialog) -> Option<Vec<Effect>> {
+    let object = dialog.subjects.first().map(|subject| subject.object.as_str()).unwrap_or_default();
+    match (dialog.action, &dialog.form) {
+        (Action::NewToken, Form::Token(name, at)) => {
+            let request = pb::CreateTokenRequest {
+                role: "operator".into(),
+                machine: name.text().trim().to_owned(),
+                operator_role: super::dialog::ROLES
+                    .get(*at)
+                    .map(|role| (*role).to_owned())
+                    .unwrap_or_default(),
+                ..Default::default()
+            };
+            let tag = state.tag();
+            Some(vec![Effect::Token(tag, request)])
+        }
+        (Action::Revoke, _) => {
+            let mut request = pb::RevokeRequest::default();
+            match object.split_once('/') {
+                Some(("operator", name)) => request.operator = name.to_owned(),
+                Some((_, id)) => request.token = id.to_owned(),
+                None => {}
+            }
+            let tag = state.tag();
+            Some(vec![Effect::Revoke(tag, request)])
+        }
+        _ => None,
+    }
+}
+
+/// Opens what is under the cursor, or something new, in a form.
+pub fn edit(state: &mut State, new: bool) {
+    if !state.is_live() {
+        state.say(Tone::Bad, "the vault does not answer: read only until it does");
+        return;
+    }
+    let form = match state.place {
+        Place::Policies => {
+            let policy = state.policy_here().filter(|_| !new).cloned();
+            if policy.is_none() && !new {
+                state.say(Tone::Note, "no policy is chosen: n makes one");
+                return;
+            }
+            let under = policy.as_ref().map(|policy| state.estate.machines_under(&policy.name));
+            let under = under.unwrap_or_default().into_iter().map(|machine| machine.name.clone()).collect();
+            edit::Form::policy(policy.as_ref(), under)
+        }
+        Place::Plans => {
+            let plan = state.plan_here().filter(|_| !new);
+            if plan.is_none() && !new {
+                state.say(Tone::Note, "no plan is chosen: n makes one");
+                return;
+            }
+            Ok(edit::Form::plan(plan))
+        }
+        _ => {
+            state.say(Tone::Note, "policies and plans are edited on their screens: 8 and 4");
+            return;
+        }
+    };
+    match form {
+        Ok(form) => state.form = Some(Box::new(form)),
+        Err(why) => state.say(Tone::Bad, format!("the policy cannot be shown: {why}")),
+    }
+}
+
+/// What was edited is right: the vault is asked what it means, and a dialog opens over the form.
+pub fn review(state: &mut State) -> Vec<Effect> {
+    let live = state.is_live();
+    let Some(form) = &mut state.form else { return Vec::new() };
+    if !live {
+        form.complaint = "the vault does not answer: what you wrote stays here until it does".into();
+        return Vec::new();
+    }
+    let action = if form.new { Action::New } else { Action::Edit };
+    let version = form.version;
+    let subject = |machine: String, name: String| Subject {
+        machine,
+        object: String::new(),
+        name,
+        version,
+        report: Report::None,
+    };
+    if let Some(text) = form.plan_text() {
+        let edit::Of::Plan(name) = &form.of else { return Vec::new() };
+        let machine = if form.new { String::new() } else { format!("plan/{name}") };
+        let name = if form.new { "new plan".to_owned() } else { name.clone() };
+        let mut dialog =
+            Dialog::new(action, vec![subject(machine, name)], Form::Plan(text, form.difference()));
+        dialog.decide(&state.estate);
+        state.dialog = Some(dialog);
+        return vec![Effect::Arm];
+    }
+    let Some(policy) = form.wanted() else { return Vec::new() };
+    let machine = if policy.id.is_empty() { String::new() } else { format!("policy/{}", policy.id) };
+    let dialog = Dialog::new(
+        action,
+        vec![subject(machine, policy.name.clone())],
+        Form::Policy(Box::new(policy.clone())),
+    );
+    ask(state, dialog, "set-policy", Some(&policy))
 }
 
 fn pin_word(state: &State) -> &'static str {
@@ -346,7 +570,15 @@ const fn asks_readiness(action: Action) -> Option<&'static str> {
         Action::Failover => Some("failover"),
         Action::PlannedFailover => Some("planned-failover"),
         Action::Commit => Some("commit"),
+        Action::ChangePoint => Some("change-point"),
+        Action::CancelFailover => Some("cancel-failover"),
+        Action::Reprotect => Some("reprotect"),
+        Action::Failback => Some("failback"),
+        Action::UnplannedFailback => Some("unplanned-failback"),
+        Action::CompleteMigration => Some("complete-migration"),
         Action::Unprotect => Some("unprotect"),
+        Action::Move => Some("move"),
+        Action::DeletePolicy => Some("delete-policy"),
         _ => None,
     }
 }
@@ -411,7 +643,12 @@ fn named(state: &State, entry: &Entry, argument: &str) -> Result<Named, String> 
             };
             Ok((vec![subject], latest()))
         }
-        Argument::None | Argument::Theme | Argument::Moment | Argument::Format => {
+        Argument::Policy => {
+            let known = state.estate.policies.iter().find(|policy| policy.name == argument);
+            let policy = known.ok_or_else(|| format!("there is no policy {}", shown(argument)))?;
+            Ok((vec![policy_subject(policy)], latest()))
+        }
+        Argument::None | Argument::Order | Argument::Theme | Argument::Moment | Argument::Format => {
             Ok((subjects(state, entry)?, point_here(state)))
         }
     }
@@ -420,7 +657,19 @@ fn named(state: &State, entry: &Entry, argument: &str) -> Result<Named, String> 
 /// A dialog was agreed to: its orders go out, and it closes.
 pub fn agreed(state: &mut State) -> Vec<Effect> {
     match state.dialog.take() {
-        Some(dialog) => order(state, &dialog),
+        // Which policy is known now: what that means for each machine is asked before anything is ordered.
+        Some(mut dialog) if matches!(dialog.form, Form::Assign(..)) => {
+            let Form::Assign(names, at) = &dialog.form else { return Vec::new() };
+            let chosen = names.get(*at).cloned().unwrap_or_default();
+            dialog.form = Form::Assigned(chosen.clone());
+            dialog.armed = false;
+            dialog.focus = Focus::Go;
+            ask(state, dialog, "assign-policy", Some(&pb::Policy { name: chosen, ..Default::default() }))
+        }
+        Some(dialog) => match access(state, &dialog) {
+            Some(effects) => effects,
+            None => order(state, &dialog),
+        },
         None => Vec::new(),
     }
 }
@@ -459,6 +708,9 @@ fn order(state: &mut State, dialog: &Dialog) -> Vec<Effect> {
 /// The vault answered an order.
 pub fn answered(state: &mut State, tag: u64, answer: Result<pb::OrderReply, Fault>) {
     let Some(pending) = state.pending.remove(&tag) else { return };
+    if answer.is_ok() && matches!(pending.action, Action::New | Action::Edit) {
+        state.form = None;
+    }
     match answer {
         Ok(reply) => {
             let Some(mut job) = reply.job.filter(|job| !job.id.is_empty()) else {

@@ -147,12 +147,19 @@ fn arguments(first: &str, entry: &Entry, rest: &str, estate: &Estate, themes: &[
             .filter(|alert| rest.is_empty() || alert.id.contains(rest) || alert.object.contains(rest))
             .map(|alert| make(&alert.id, format!("{}: {}", alert.object, alert.text)))
             .collect(),
+        Argument::Policy => estate
+            .policies
+            .iter()
+            .filter(|policy| policy.name.contains(rest))
+            .take(PROPOSALS_MAX)
+            .map(|policy| make(&policy.name, entry.label.to_owned()))
+            .collect(),
         Argument::Moment => ["-60s", "-5m", "-1h"]
             .into_iter()
             .filter(|example| example.starts_with(rest))
             .map(|example| make(example, "before now; or write 03:12:45, or 2026-11-23T03:12:45Z".into()))
             .collect(),
-        Argument::None => Vec::new(),
+        Argument::None | Argument::Order => Vec::new(),
     }
 }
 

@@ -10,6 +10,7 @@ use super::super::cmd::keys::{Chord, Code};
 use super::super::cmd::{Action, Argument, REGISTRY};
 use super::dialog::Outcome;
 use super::estate::is_over;
+use super::form;
 use super::line::{Edit, Line};
 use super::palette::{self, Palette};
 use super::state::{Answer, Connection, Effect, Message, Overlay, Place, Start, State, Tab, TableKind, Tone};
@@ -76,7 +77,37 @@ pub fn update(state: &mut State, message: Message, now: i64) -> Vec<Effect> {
     state.toasts.retain(|toast| toast.until > now);
     close_broken_dialog(state);
     ask_for_history(state, &mut effects);
+    ask_for_access(state, &mut effects);
     effects
+}
+
+/// Asks for what the access screen shows, when it is opened and after each change.
+fn ask_for_access(state: &mut State, effects: &mut Vec<Effect>) {
+    if !state.stale || !state.is_live() || !matches!(state.place, Place::Access | Place::Audit) {
+        return;
+    }
+    state.stale = false;
+    let tag = state.tag();
+    effects.push(if state.place == Place::Access {
+        Effect::Access(tag)
+    } else {
+        Effect::Audit(tag, pb::AuditRequest::default())
+    });
+}
+
+/// Asks whether an order is allowed: `ORDER`, or `ORDER MACHINE`.
+fn can_i(state: &mut State, argument: &str) -> Vec<Effect> {
+    let (order, machine) = argument.split_once(' ').unwrap_or((argument, ""));
+    if order.is_empty() {
+        state.say(Tone::Note, "write which order, such as :can-i failover web-01");
+        return Vec::new();
+    }
+    if !state.is_live() {
+        state.say(Tone::Bad, "the vault does not answer: nobody can say");
+        return Vec::new();
+    }
+    let tag = state.tag();
+    vec![Effect::CanI(tag, pb::CanIRequest { order: order.into(), machine: machine.trim().into() })]
 }
 
 fn close_broken_dialog(state: &mut State) {
@@ -235,6 +266,41 @@ fn take_answer(state: &mut State, tag: u64, answer: Answer) -> Vec<Effect> {
         }
         Answer::Order(answer) => {
             orders::answered(state, tag, answer);
+            state.stale = true;
+            Vec::new()
+        }
+        Answer::Access(Ok(reply)) => {
+            state.estate.know_access(reply);
+            Vec::new()
+        }
+        Answer::Audit(Ok(reply)) => {
+            state.estate.know_audit(reply);
+            Vec::new()
+        }
+        Answer::Token(Ok(reply)) => {
+            state.secret = Some(shown(&reply.token));
+            state.stale = true;
+            Vec::new()
+        }
+        Answer::Revoked(Ok(_)) => {
+            state.say(Tone::Good, "revoked: it is refused from now on");
+            state.stale = true;
+            Vec::new()
+        }
+        Answer::CanI(Ok(reply)) => {
+            let list = |names: &[String]| names.iter().map(|name| shown(name)).collect::<Vec<_>>().join(", ");
+            let who = if reply.operators.is_empty() { list(&reply.roles) } else { list(&reply.operators) };
+            let second = if reply.needs_approval { "; a second person must agree" } else { "" };
+            let (tone, said) = if reply.allowed { (Tone::Good, "yes") } else { (Tone::Bad, "no") };
+            state.say(tone, format!("{said}: {}{second}. Who could: {who}", shown(&reply.reason)));
+            Vec::new()
+        }
+        Answer::Access(Err(fault))
+        | Answer::Audit(Err(fault))
+        | Answer::Token(Err(fault))
+        | Answer::Revoked(Err(fault))
+        | Answer::CanI(Err(fault)) => {
+            state.say(Tone::Bad, format!("{}. Next: {}", shown(&fault.message), shown(&fault.remedy)));
             Vec::new()
         }
     }
@@ -262,6 +328,20 @@ fn take_start(state: &mut State, start: Start) {
 fn key(state: &mut State, chord: Chord) -> Vec<Effect> {
     if state.dialog.is_some() {
         return dialog_key(state, chord);
+    }
+    if let Some(secret) = &state.secret {
+        // It is shown once: only a key that means it copies or closes it.
+        return match chord.code {
+            Code::Char('y') => copy(state, secret.clone()),
+            Code::Esc | Code::Enter => {
+                state.secret = None;
+                Vec::new()
+            }
+            _ => Vec::new(),
+        };
+    }
+    if state.form.is_some() {
+        return form_key(state, chord);
     }
     if state.palette.is_some() {
         return palette_key(state, chord);
@@ -309,6 +389,18 @@ fn dialog_key(state: &mut State, chord: Chord) -> Vec<Effect> {
             Vec::new()
         }
         Outcome::Go => orders::agreed(state),
+    }
+}
+
+fn form_key(state: &mut State, chord: Chord) -> Vec<Effect> {
+    let Some(form) = &mut state.form else { return Vec::new() };
+    match form.key(chord) {
+        form::Outcome::Stay => Vec::new(),
+        form::Outcome::Close => {
+            state.form = None;
+            Vec::new()
+        }
+        form::Outcome::Review => orders::review(state),
     }
 }
 
@@ -447,6 +539,8 @@ pub fn help(state: &State) -> Vec<(String, String)> {
             Argument::Machine => " [MACHINE]",
             Argument::Job => " [JOB]",
             Argument::Alert => " [ALERT]",
+            Argument::Policy => " [POLICY]",
+            Argument::Order => " ORDER [MACHINE]",
             Argument::Theme => " NAME",
             Argument::Moment => " TIME",
             Argument::Format => " [csv|json]",
@@ -515,6 +609,8 @@ fn choose(state: &mut State, action: Action) -> Vec<Effect> {
 fn paste(state: &mut State, pasted: &str) {
     if let Some(dialog) = &mut state.dialog {
         dialog.paste(pasted);
+    } else if let Some(form) = &mut state.form {
+        form.paste(pasted);
     } else if let Some(palette) = &mut state.palette {
         palette.line.paste(pasted);
         palette.propose(&state.estate, &state.themes);
@@ -530,13 +626,13 @@ fn paste(state: &mut State, pasted: &str) {
 }
 
 fn wheel(state: &mut State, lines: isize) {
-    if state.dialog.is_none() && state.overlay.is_none() && state.palette.is_none() {
+    if state.dialog.is_none() && state.form.is_none() && state.overlay.is_none() && state.palette.is_none() {
         move_by(state, lines);
     }
 }
 
 fn click(state: &mut State, column: u16, row: u16) {
-    if state.dialog.is_some() || state.overlay.is_some() || state.palette.is_some() {
+    if state.dialog.is_some() || state.form.is_some() || state.overlay.is_some() || state.palette.is_some() {
         return;
     }
     let top = 2 + layout::banner(state) + layout::over_table(state) + 1;
@@ -568,7 +664,20 @@ pub fn act(state: &mut State, action: Action, argument: &str) -> Vec<Effect> {
         A::GoServers => go(state, Place::Servers),
         A::GoPolicies => go(state, Place::Policies),
         A::GoPlans => go(state, Place::Plans),
+        A::GoAccess => go(state, Place::Access),
+        A::NewToken => return orders::new_token(state),
+        A::Revoke => return orders::revoke(state),
+        A::Older => {
+            if state.place == Place::Audit && state.is_live() {
+                let before = state.estate.audit.last().map_or(0, |line| line.seq);
+                let tag = state.tag();
+                return vec![Effect::Audit(tag, pb::AuditRequest { before, ..Default::default() })];
+            }
+        }
+        A::CanI => return can_i(state, argument),
         A::Open => open(state),
+        A::New => orders::edit(state, true),
+        A::Edit => orders::edit(state, false),
         A::Back => back(state),
         A::Quit => return vec![Effect::Quit],
         A::Help => state.overlay = Some(Overlay::Help { scroll: 0 }),
@@ -612,6 +721,10 @@ pub fn act(state: &mut State, action: Action, argument: &str) -> Vec<Effect> {
         A::PageDown => move_by(state, isize::try_from(layout::page(state)).unwrap_or(1)),
         A::First => move_by(state, isize::MIN / 2),
         A::Last => move_by(state, isize::MAX / 2),
+        A::NextTab | A::PreviousTab if matches!(state.place, Place::Access | Place::Audit) => {
+            let place = if state.place == Place::Access { Place::Audit } else { Place::Access };
+            show(state, place);
+        }
         A::NextTab | A::PreviousTab => {
             if let Place::Machine(id, tab) = &state.place {
                 let place = Place::Machine(id.clone(), tab.turn(action == A::NextTab));
@@ -656,6 +769,7 @@ pub fn act(state: &mut State, action: Action, argument: &str) -> Vec<Effect> {
         | A::Resume
         | A::Resync
         | A::Bookmark
+        | A::AppBookmark
         | A::Pin
         | A::Verify
         | A::TestFailover
@@ -663,10 +777,21 @@ pub fn act(state: &mut State, action: Action, argument: &str) -> Vec<Effect> {
         | A::Failover
         | A::Commit
         | A::RetryNow
+        | A::Move
         | A::CancelJob
         | A::RetryJob
         | A::Proceed
         | A::PlannedFailover
+        | A::ChangePoint
+        | A::CancelFailover
+        | A::Reprotect
+        | A::Failback
+        | A::UnplannedFailback
+        | A::CompleteMigration
+        | A::DeletePolicy
+        | A::Approve
+        | A::Refuse
+        | A::AssignPolicy
         | A::Acknowledge => return orders::begin(state, action, argument),
     }
     Vec::new()
@@ -736,6 +861,7 @@ pub fn enter(state: &mut State, place: Place) {
 }
 
 fn show(state: &mut State, place: Place) {
+    state.stale = matches!(place, Place::Access | Place::Audit);
     state.scroll = 0;
     state.filtering = None;
     state.overlay = None;
@@ -827,7 +953,8 @@ fn open(state: &mut State) {
                 None => state.say(Tone::Note, "this plan was not run yet: t drills it"),
             }
         }
-        Place::Policies => {}
+        Place::Policies => orders::edit(state, false),
+        Place::Access | Place::Audit => {}
     }
 }
 

@@ -44,6 +44,10 @@ pub fn machine_state(machine: &pb::Machine) -> (String, Role) {
         "failing-over" => ("failing over".into(), Role::Busy),
         "commit-pending" => ("failed over".into(), Role::Warn),
         "committed" => ("committed".into(), Role::Text),
+        "reprotecting" => ("reprotecting".into(), Role::Busy),
+        "reversed" => ("protected, reversed".into(), Role::Text),
+        "failing-back" => ("failing back".into(), Role::Busy),
+        "migrated" => ("migrated".into(), Role::Muted),
         "disabling" => ("removing".into(), Role::Busy),
         other => (other.to_owned(), Role::Text),
     };
@@ -821,6 +825,171 @@ impl Rows for Plans<'_> {
     }
     fn empty(&self) -> &'static str {
         "No recovery plan yet. continuum apply --help shows one; continuum apply -f FILE makes it."
+    }
+}
+
+/// Operators, then tokens.
+pub struct Access<'a> {
+    /// Where they are.
+    pub estate: &'a Estate,
+    /// The vault's time.
+    pub now: i64,
+}
+
+/// One line of it.
+enum Let<'a> {
+    In(&'a pb::KnownOperator),
+    Token(&'a pb::KnownToken),
+}
+
+impl Access<'_> {
+    fn at(&self, place: usize) -> Option<Let<'_>> {
+        let access = &self.estate.access;
+        match place.checked_sub(access.operators.len()) {
+            None => access.operators.get(place).map(Let::In),
+            Some(place) => access.tokens.get(place).map(Let::Token),
+        }
+    }
+}
+
+impl Rows for Access<'_> {
+    fn columns(&self) -> &'static [Column] {
+        const COLUMNS: [Column; 6] = [
+            Column::text("WHO", 9, 0),
+            Column::growing("NAME", 14, 0),
+            Column::text("ROLE", 22, 0),
+            Column::text("ACCESS", 8, 0),
+            Column::text("UNTIL", 10, 0),
+            Column::text("MADE BY", 12, 1),
+        ];
+        &COLUMNS
+    }
+    fn len(&self) -> usize {
+        self.estate.access.operators.len() + self.estate.access.tokens.len()
+    }
+    fn id(&self, place: usize) -> &str {
+        match self.at(place) {
+            Some(Let::In(operator)) => &operator.name,
+            // No operator's name holds a `#`.
+            Some(Let::Token(token)) => &token.id,
+            None => "",
+        }
+    }
+    fn cell(&self, place: usize, column: usize) -> Cell {
+        let until = |at: Option<i64>| match at {
+            None => Cell::toned("not known", Role::Muted),
+            Some(at) => {
+                let left = at.saturating_sub(self.now) as f64 / 1e6;
+                let role = if left <= 0.0 {
+                    Role::Fail
+                } else if left < 7.0 * 86_400.0 {
+                    Role::Warn
+                } else {
+                    Role::Text
+                };
+                Cell::toned(if left <= 0.0 { "ended".into() } else { text::age(left) }, role)
+            }
+        };
+        match (self.at(place), column) {
+            (None, _) => Cell::text(""),
+            (Some(Let::In(_)), 0) => Cell::text("operator"),
+            (Some(Let::In(operator)), 1) => Cell::text(&operator.name),
+            (Some(Let::In(operator)), 2) => Cell::text(&operator.role),
+            (Some(Let::In(operator)), 3) if operator.revoked => Cell::toned("revoked", Role::Muted),
+            (Some(Let::In(_)), 3) => Cell::toned("let in", Role::Ok),
+            (Some(Let::In(operator)), 4) => until(operator.certificate_expires_us),
+            (Some(Let::In(_)), _) => Cell::text(""),
+            (Some(Let::Token(_)), 0) => Cell::toned("token", Role::Muted),
+            (Some(Let::Token(token)), 1) if token.name.is_empty() => {
+                Cell::toned(format!("any, at {}", token.site), Role::Muted)
+            }
+            (Some(Let::Token(token)), 1) => Cell::text(&token.name),
+            (Some(Let::Token(token)), 2) if token.operator_role.is_empty() => Cell::text(&token.role),
+            (Some(Let::Token(token)), 2) => Cell::text(format!("operator, {}", token.operator_role)),
+            (Some(Let::Token(token)), 3) => {
+                match (token.revoked, token.used_us, token.expires_us <= self.now) {
+                    (true, ..) => Cell::toned("revoked", Role::Muted),
+                    (_, Some(_), _) => Cell::toned("used", Role::Muted),
+                    (_, _, true) => Cell::toned("ended", Role::Muted),
+                    _ => Cell::toned("waits", Role::Warn),
+                }
+            }
+            (Some(Let::Token(token)), 4) => until(Some(token.expires_us)),
+            (Some(Let::Token(token)), _) => Cell::text(&token.made_by),
+        }
+    }
+    fn key(&self, place: usize, column: usize) -> Key {
+        if column == NATURAL { Key::Number(place as f64) } else { Key::text(&self.cell(place, column).text) }
+    }
+    fn haystack(&self, place: usize, out: &mut String) {
+        for column in [1, 0, 2, 3] {
+            out.push_str(&self.cell(place, column).text);
+            out.push(' ');
+        }
+    }
+    fn name_column(&self) -> usize {
+        1
+    }
+    fn empty(&self) -> &'static str {
+        "Nothing is shown: owners and auditors see who is let in."
+    }
+}
+
+/// The audit log.
+pub struct Audit<'a> {
+    /// Where it is.
+    pub estate: &'a Estate,
+}
+
+impl Rows for Audit<'_> {
+    fn columns(&self) -> &'static [Column] {
+        const COLUMNS: [Column; 6] = [
+            Column::text("TIME", 19, 0),
+            Column::text("WHO", 12, 0),
+            Column::text("WHAT", 16, 0),
+            Column::text("OUTCOME", 9, 1),
+            Column::text("OF", 16, 2),
+            Column::growing("DETAIL", 16, 0),
+        ];
+        &COLUMNS
+    }
+    fn len(&self) -> usize {
+        self.estate.audit.len()
+    }
+    fn id(&self, place: usize) -> &str {
+        self.estate.audit_keys.get(place).map_or("", String::as_str)
+    }
+    fn cell(&self, place: usize, column: usize) -> Cell {
+        let Some(line) = self.estate.audit.get(place) else { return Cell::text("") };
+        match column {
+            0 => Cell::text(text::moment(line.time_us)),
+            1 => Cell::text(&line.actor),
+            2 => Cell::text(&line.act),
+            3 if line.outcome == "refused" => Cell::toned("refused", Role::Warn),
+            3 => Cell::text(&line.outcome),
+            4 => Cell::text(&line.object),
+            _ => Cell::text(&line.detail),
+        }
+    }
+    fn key(&self, place: usize, column: usize) -> Key {
+        match column {
+            NATURAL => Key::Number(place as f64),
+            0 => Key::Number(self.estate.audit.get(place).map_or(0.0, |line| line.seq as f64)),
+            _ => Key::text(&self.cell(place, column).text),
+        }
+    }
+    fn haystack(&self, place: usize, out: &mut String) {
+        if let Some(line) = self.estate.audit.get(place) {
+            out.push_str(&text::moment(line.time_us));
+            out.push(' ');
+            for word in [&line.actor, &line.act, &line.object, &line.outcome, &line.detail] {
+                out.push_str(word);
+                out.push(' ');
+            }
+        }
+    }
+    fn empty(&self) -> &'static str {
+        "Nothing is shown: owners and auditors read the audit log."
     }
 }
 

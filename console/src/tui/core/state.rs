@@ -4,6 +4,7 @@ use super::super::cmd::keys::{Chord, Keys};
 use super::super::cmd::{Action, Context};
 use super::dialog::Dialog;
 use super::estate::Estate;
+use super::form::Form;
 use super::line::Line;
 use super::palette::Palette;
 use super::rows;
@@ -75,6 +76,16 @@ pub enum Answer {
     Readiness(Result<pb::ReadinessReply, Fault>),
     /// To an order.
     Order(Result<pb::OrderReply, Fault>),
+    /// Who is let in.
+    Access(Result<pb::AccessReply, Fault>),
+    /// A page of the audit log.
+    Audit(Result<pb::AuditReply, Fault>),
+    /// To a request for a token.
+    Token(Result<pb::CreateTokenReply, Fault>),
+    /// To a revocation.
+    Revoked(Result<pb::RevokeReply, Fault>),
+    /// Whether an order is allowed.
+    CanI(Result<pb::CanIReply, Fault>),
 }
 
 /// What is to be done outside.
@@ -87,9 +98,19 @@ pub enum Effect {
     /// Ask about a moment.
     Preview(u64, pb::PreviewRequest),
     /// Ask what an order would do.
-    Readiness(u64, pb::ReadinessRequest),
+    Readiness(u64, Box<pb::ReadinessRequest>),
     /// Give an order. The only road from here to a change of anything.
     Order(u64, Box<pb::OrderRequest>),
+    /// Ask who is let in.
+    Access(u64),
+    /// Ask for a page of the audit log.
+    Audit(u64, pb::AuditRequest),
+    /// Ask whether an order is allowed.
+    CanI(u64, pb::CanIRequest),
+    /// Make a token. As an order, out of an agreed dialog only.
+    Token(u64, pb::CreateTokenRequest),
+    /// Take access away. As an order, out of an agreed dialog only.
+    Revoke(u64, pb::RevokeRequest),
     /// Put a text on the operator's clipboard.
     Copy(String),
     /// Write a file into the working directory: stem, ending, content.
@@ -178,6 +199,10 @@ pub enum Place {
     Policies,
     /// Recovery plans.
     Plans,
+    /// Operators and tokens.
+    Access,
+    /// The audit log.
+    Audit,
 }
 
 /// Which table.
@@ -199,11 +224,15 @@ pub enum TableKind {
     Policies,
     /// Recovery plans.
     Plans,
+    /// Operators and tokens.
+    Access,
+    /// The audit log.
+    Audit,
     /// Events of the machine that is open.
     Events,
 }
 
-const TABLES: usize = 9;
+const TABLES: usize = 11;
 
 impl Place {
     /// Its table.
@@ -217,6 +246,8 @@ impl Place {
             Self::Servers => Some(TableKind::Servers),
             Self::Policies => Some(TableKind::Policies),
             Self::Plans => Some(TableKind::Plans),
+            Self::Access => Some(TableKind::Access),
+            Self::Audit => Some(TableKind::Audit),
             Self::Machine(_, Tab::Events) => Some(TableKind::Events),
             Self::Machine(..) | Self::Job(_) => None,
         }
@@ -232,6 +263,8 @@ impl Place {
             Self::Servers => ('7', "Servers"),
             Self::Policies => ('8', "Policies"),
             Self::Plans => ('4', "Plans"),
+            Self::Access => ('9', "Access"),
+            Self::Audit => ('9', "Audit log"),
         }
     }
     /// Where keys are looked for, the inner place first.
@@ -241,6 +274,8 @@ impl Place {
             Self::Machine(_, Tab::Events) => &[Context::Machine, Context::Table, Context::Global],
             Self::Machine(..) => &[Context::Machine, Context::Global],
             Self::Job(_) => &[Context::Run, Context::Global],
+            Self::Access | Self::Audit => &[Context::Access, Context::Table, Context::Global],
+            Self::Policies | Self::Plans => &[Context::Edited, Context::Table, Context::Global],
             _ => &[Context::Table, Context::Global],
         }
     }
@@ -343,6 +378,12 @@ pub struct State {
     pub overlay: Option<Overlay>,
     /// What is to be agreed to.
     pub dialog: Option<Dialog>,
+    /// A policy or a plan under edit; a dialog about it lies over it.
+    pub form: Option<Box<Form>>,
+    /// A token that was made: shown once, forgotten when it is closed.
+    pub secret: Option<String>,
+    /// Who is let in, or the audit log, is to be asked for (again).
+    pub stale: bool,
     /// The palette.
     pub palette: Option<Palette>,
     /// Lines that were run.
@@ -390,6 +431,9 @@ impl State {
             timeline: None,
             overlay: None,
             dialog: None,
+            form: None,
+            secret: None,
+            stale: false,
             palette: None,
             history: Vec::new(),
             filtering: None,
@@ -495,6 +539,8 @@ impl State {
             | TableKind::Alerts
             | TableKind::Servers
             | TableKind::Policies
+            | TableKind::Access
+            | TableKind::Audit
             | TableKind::Plans => self.estate.shape,
         }
     }
@@ -517,7 +563,7 @@ impl State {
                 .as_deref()
                 .and_then(|id| self.estate.alerts.get(id))
                 .map(|alert| alert.object_id.as_str()),
-            Place::Servers | Place::Policies | Place::Plans => None,
+            Place::Servers | Place::Policies | Place::Plans | Place::Access | Place::Audit => None,
         };
         id.and_then(|id| self.estate.machines.get(id))
     }
@@ -537,6 +583,23 @@ impl State {
             Place::Plans => self.estate.plans.get(self.current()?.selected.as_deref()?),
             _ => None,
         }
+    }
+
+    /// The policy that this place is about.
+    pub fn policy_here(&self) -> Option<&pb::Policy> {
+        match &self.place {
+            Place::Policies => self.estate.policies.get(self.current()?.selected.as_deref()?),
+            _ => None,
+        }
+    }
+
+    /// Orders that wait for this operator's agreement.
+    pub fn waits_for_me(&self) -> usize {
+        let Some(who) = self.who.as_ref().filter(|who| who.may.iter().any(|may| may == "approve")) else {
+            return 0;
+        };
+        let waiting = self.estate.running_jobs().into_iter().filter(|job| job.waiting_for == "approval");
+        waiting.filter(|job| job.by != who.name).count()
     }
 
     /// The alert that this place is about.
@@ -584,6 +647,8 @@ fn rows_of<'a>(
         TableKind::Servers => Box::new(rows::Servers { estate, now }),
         TableKind::Policies => Box::new(rows::Policies { estate }),
         TableKind::Plans => Box::new(rows::Plans { estate, now }),
+        TableKind::Access => Box::new(rows::Access { estate, now }),
+        TableKind::Audit => Box::new(rows::Audit { estate }),
         TableKind::Events => {
             let id = if let Place::Machine(id, _) = place { id.as_str() } else { "" };
             Box::new(rows::Events::of(estate, id, now))

@@ -18,6 +18,7 @@ pub fn draw(state: &State, canvas: &mut Canvas<'_>, area: Rect) {
         Place::Alerts => estate.alerts.get(id).map(|alert| of_alert(state, alert, canvas, wide)),
         Place::Jobs => estate.jobs.get(id).map(|job| of_job(job, canvas, wide)),
         Place::Plans => estate.plans.get(id).map(|plan| of_plan(state, plan, canvas, wide)),
+        Place::Policies => estate.policies.get(id).map(|policy| of_policy(state, policy, canvas, wide)),
         Place::Servers => estate.servers.get(id).map(|server| of_server(state, server, canvas, wide)),
         _ => estate.machines.get(id).map(|machine| {
             let mut lines = vec![vec![span(machine.name.clone(), Role::Title)], Line::new()];
@@ -66,6 +67,33 @@ fn of_job(job: &pb::Job, canvas: &Canvas<'_>, wide: usize) -> Vec<Line> {
             wide,
         );
     }
+    lines
+}
+
+/// What a policy says, in words, and who is under it.
+fn of_policy(state: &State, policy: &pb::Policy, canvas: &Canvas<'_>, wide: usize) -> Vec<Line> {
+    let version = if policy.version == 0 { String::new() } else { format!("  version {}", policy.version) };
+    let mut lines = vec![vec![span(policy.name.clone(), Role::Title), span(version, Role::Muted)]];
+    match continuum_wire::policy::from_message(policy) {
+        Ok(read) => {
+            let fields = continuum_document::policy::FIELDS.iter().filter(|(field, ..)| *field != "name");
+            for (field, label, _) in fields {
+                let told = continuum_document::policy::told(&read, field);
+                said(&mut lines, label, &told, Role::Text, wide);
+            }
+        }
+        Err(why) => said(&mut lines, "", &canvas.marked(Mark::Fail, &why), Role::Fail, wide),
+    }
+    let under = state.estate.machines_under(&policy.name);
+    let names: Vec<&str> = under.iter().take(20).map(|machine| machine.name.as_str()).collect();
+    let more = under.len().saturating_sub(names.len());
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    let told = if names.is_empty() {
+        "no machine: d deletes it".into()
+    } else {
+        format!("{}{more}", names.join(", "))
+    };
+    said(&mut lines, "Under it", &told, Role::Text, wide);
     lines
 }
 
@@ -130,6 +158,9 @@ fn of_server(state: &State, server: &pb::Server, canvas: &Canvas<'_>, wide: usiz
         lines.push(pair("Machine", &server.machine, Role::Text));
     }
     lines.push(pair("Serves", text::count(server.machines as usize, "machine"), Role::Text));
+    if let Some(limit) = server.limit_bytes_per_sec {
+        lines.push(pair("May send", format!("{}/s, all machines together", text::bytes(limit)), Role::Text));
+    }
     lines.push(pair(
         "Address",
         if server.address.is_empty() { "does not listen" } else { &server.address },

@@ -22,8 +22,9 @@ pub fn draw(state: &State, open: &Dialog, canvas: &mut Canvas<'_>) {
     let field = match (open.stage(), &open.form) {
         (Stage::Type, _) => 3,
         (_, Form::Name(_)) => 2,
-        (_, Form::Choice { .. }) => 3,
-        (_, Form::None) => 0,
+        (_, Form::Choice { .. } | Form::Token(..)) => 3,
+        (_, Form::Assign(..)) => 2,
+        _ => 0,
     };
     let foot = field + 2 + u16::from(!open.complaint.is_empty());
     let most = state.size.1.saturating_sub(3);
@@ -75,7 +76,27 @@ pub fn draw(state: &State, open: &Dialog, canvas: &mut Canvas<'_>) {
             }
             y += 1;
         }
-        (_, Form::None) => {}
+        (_, Form::Token(name, at)) => {
+            let x = canvas.put(inner.x, y, 10, "Name     ", Role::Title);
+            let (before, after) = name.around();
+            let x = canvas.put(x + 1, y, inner.right().saturating_sub(x + 1), before, Role::Text);
+            if open.focus == Focus::Field {
+                cursor(canvas, x, y, after);
+            }
+            let chosen = super::super::core::dialog::ROLES.get(*at).copied().unwrap_or_default();
+            let role = if open.focus == Focus::Second { Role::Focus } else { Role::Text };
+            let x = canvas.put(inner.x, y + 1, 10, "Role     ", Role::Title);
+            canvas.put(x, y + 1, inner.right().saturating_sub(x), &format!(" < {chosen} > "), role);
+            y += 3;
+        }
+        (_, Form::Assign(names, at)) => {
+            let chosen = names.get(*at).map_or("none other", String::as_str);
+            let role = if open.focus == Focus::Field { Role::Focus } else { Role::Text };
+            let x = canvas.put(inner.x, y, 10, "Policy   ", Role::Title);
+            canvas.put(x, y, inner.right().saturating_sub(x), &format!(" < {chosen} > "), role);
+            y += 2;
+        }
+        _ => {}
     }
     if !open.complaint.is_empty() {
         canvas.put(inner.x, y, inner.width, open.complaint, Role::Fail);
@@ -105,7 +126,11 @@ fn buttons(open: &Dialog, canvas: &mut Canvas<'_>, inner: Rect, y: u16, danger: 
             canvas.put(x + 9, y, inner.width.saturating_sub(9), "nothing was ordered", Role::Muted);
         }
         Stage::Ask | Stage::Type => {
-            let verb = format!(" {} ", entry_of(open.action).label);
+            let verb = match (&open.form, open.action) {
+                (Form::Assign(..), _) => " Go on ".to_owned(),
+                (_, Action::New | Action::Edit) => " Order ".to_owned(),
+                _ => format!(" {} ", entry_of(open.action).label),
+            };
             x = canvas.put(
                 x,
                 y,
@@ -117,6 +142,7 @@ fn buttons(open: &Dialog, canvas: &mut Canvas<'_>, inner: Rect, y: u16, danger: 
             let hint = match (stage, &open.form) {
                 (Stage::Type, _) => "Tab to the button; Esc orders nothing",
                 (_, Form::Name(_)) => "Enter orders, Esc cancels",
+                (_, Form::Assign(..)) => "left and right choose; nothing is ordered yet",
                 _ => "y orders, n or Esc cancels",
             };
             canvas.put(x + 2, y, inner.right().saturating_sub(x + 2), hint, Role::Muted);
@@ -127,9 +153,28 @@ fn buttons(open: &Dialog, canvas: &mut Canvas<'_>, inner: Rect, y: u16, danger: 
 fn report(open: &Dialog, canvas: &Canvas<'_>, wide: usize) -> Vec<Line> {
     let mut lines = Vec::new();
     if !open.point_words.is_empty() && open.action != Action::Pin {
-        said(&mut lines, "Moment", &open.point_words, Role::Text, wide);
+        let label = match open.action {
+            Action::Approve | Action::Refuse => "Agreed to is",
+            _ => "Moment",
+        };
+        said(&mut lines, label, &open.point_words, Role::Text, wide);
     }
     let many = open.subjects.len() > 1;
+    if let Form::Assigned(policy) = &open.form {
+        said(&mut lines, "Policy", policy, Role::Text, wide);
+    }
+    if let Form::Plan(_, difference) = &open.form {
+        lines.push(vec![span("What changes in its text:", Role::Title)]);
+        for line in difference {
+            let role = match line.as_bytes().first() {
+                Some(b'+') => Role::Ok,
+                Some(b'-') => Role::Warn,
+                _ => Role::Muted,
+            };
+            lines.push(vec![span(text::fit(line, wide, canvas.theme.ellipsis()), role)]);
+        }
+        return lines;
+    }
     for subject in &open.subjects {
         if many {
             lines.push(vec![span(subject.name.clone(), Role::Title)]);
@@ -160,6 +205,17 @@ fn plainly(open: &Dialog) -> &'static str {
         Action::Verify => "Both sides are read and compared at one moment. The machine is not slowed.",
         Action::Cleanup => "The drill's machine is stopped; its disks and what it wrote are removed.",
         Action::Bookmark => "This moment gets a name and is listed among the points.",
+        Action::Move => "Another process server of its site relays it; what was on its way is sent again.",
+        Action::AppBookmark => {
+            "The machine's own hooks hold its applications for a moment; what fails there makes a plain bookmark."
+        }
+        Action::NewToken => "A token is made for one use within an hour. It is shown once.",
+        Action::Revoke => "Their connections end at once; certificates and tokens are refused from now on.",
+        Action::Approve => "The order is carried out, with your name beside it.",
+        Action::Refuse => "The order ends; nothing is carried out.",
+        Action::AssignPolicy => {
+            "Choose the policy; what it means for each machine is shown before you agree."
+        }
         Action::Protect => "Replication begins; the first copy takes its time.",
         Action::CancelJob => "The job is stopped, and what it did is undone.",
         _ => "The vault is asked to do this.",

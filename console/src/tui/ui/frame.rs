@@ -2,6 +2,7 @@
 //! connection, toasts, and what is shown before anything is known.
 
 use super::super::cmd::{Action, REGISTRY, entry_of};
+use super::super::core::form::Of;
 use super::super::core::layout;
 use super::super::core::state::{Connection, Place, State, Tone};
 use super::super::core::text;
@@ -79,11 +80,15 @@ pub fn navigation(state: &State, canvas: &mut Canvas<'_>) {
         (Action::GoAlerts, '6'),
         (Action::GoServers, '7'),
         (Action::GoPolicies, '8'),
+        (Action::GoAccess, '9'),
     ];
     for (action, screen) in screens {
         let key =
             state.keys.of(action, &[super::super::cmd::Context::Global]).first().cloned().unwrap_or_default();
         let count = match action {
+            Action::GoJobs if state.waits_for_me() > 0 => {
+                format!("({running}, {} for you)", state.waits_for_me())
+            }
             Action::GoJobs if running > 0 => format!("({running})"),
             Action::GoAlerts if open > 0 => format!("({open})"),
             _ => String::new(),
@@ -217,6 +222,21 @@ pub fn footer(state: &State, canvas: &mut Canvas<'_>) {
         canvas.put(x + 2, y, width.saturating_sub(x + 2), "Enter keeps it, Esc clears it", Role::Muted);
         return;
     }
+    if let Some(form) = &state.form {
+        let keys: &[(&str, &str)] = match (&form.text, &form.of) {
+            (None, _) => {
+                &[("up/down", "field"), ("space", "choose"), ("ctrl+e", "as YAML"), ("esc", "leave")]
+            }
+            (Some(_), Of::Policy { .. }) => &[("ctrl+e", "as fields"), ("ctrl+u", "undo"), ("esc", "leave")],
+            (Some(_), Of::Plan(_)) => &[("ctrl+e", "review and order"), ("ctrl+u", "undo"), ("esc", "leave")],
+        };
+        let mut x = 1;
+        for (key, label) in keys {
+            x = canvas.put(x, y, width.saturating_sub(x), key, Role::Key);
+            x = canvas.put(x + 1, y, width.saturating_sub(x + 1), label, Role::Footer) + 2;
+        }
+        return;
+    }
     let contexts = state.place.contexts();
     let mut hints: Vec<_> = REGISTRY.iter().filter(|entry| entry.hint > 0).collect();
     hints.sort_by_key(|entry| entry.hint);
@@ -234,7 +254,12 @@ pub fn footer(state: &State, canvas: &mut Canvas<'_>) {
                         && state.alert_here().is_none()
                         && state.plan_here().is_none()
             }
-            Action::Open => matches!(state.place, Place::Policies | Place::Machine(..)),
+            Action::Open => {
+                matches!(state.place, Place::Policies | Place::Access | Place::Audit | Place::Machine(..))
+            }
+            Action::New | Action::Edit | Action::NewToken | Action::Revoke => live_only,
+            Action::Older => state.place != Place::Audit,
+            Action::DeletePolicy => live_only || state.policy_here().is_none(),
             Action::Export | Action::Columns | Action::Mark => width < 100,
             _ => false,
         };

@@ -192,6 +192,24 @@ pub fn lines(state: &State, machine: &pb::Machine, canvas: &Canvas<'_>, wide: us
         Role::Text,
     ));
     way(&mut lines, machine, canvas, wide);
+    if let Some(limit) = machine.limit_bytes_per_sec {
+        lines.push(pair(
+            "May send",
+            format!("{}/s, by its policy at this hour", text::bytes(limit)),
+            Role::Text,
+        ));
+    }
+    if !machine.held_by.is_empty() {
+        lines.push(pair("Waits for", &machine.held_by, Role::Warn));
+    }
+    if let Some(fault) = &machine.link_fault {
+        lines.push(pair("Link", &fault.message, Role::Warn));
+        let next = machine.next_retry_us.map_or_else(
+            || "not tried again by itself: a, e tries again when it is mended".to_owned(),
+            |at| format!("tried again {}; a, e tries now", text::near(at, now)),
+        );
+        lines.push(pair("", next, Role::Muted));
+    }
     lines.push(pair("Sent in all", bytes(machine.sent_bytes_total), Role::Text));
     lines.push(pair("Policy", &machine.policy, Role::Text));
     lines.push(pair("Disks", disks_in_words(machine), Role::Text));
@@ -212,12 +230,18 @@ pub fn lines(state: &State, machine: &pb::Machine, canvas: &Canvas<'_>, wide: us
             canvas,
             wide,
         );
-        if machine.state == "commit-pending" {
-            lines.push(pair(
-                "Next",
-                "a, c makes it final; until then another point can be chosen",
-                Role::Muted,
-            ));
+        let next = match machine.state.as_str() {
+            "commit-pending" => {
+                "a, c makes it final; until then a, i takes another point and a, l takes it back"
+            }
+            "committed" => "a, w brings it to its old source, which follows then; a, m lets it stay for good",
+            "reprotecting" => "it runs there; its old source is brought up to it, and takes no writes",
+            "reversed" => "it runs there and its old source follows; a, h brings it home",
+            "migrated" => "it stays there: there is no way back",
+            _ => "",
+        };
+        if !next.is_empty() {
+            lines.push(pair("Next", next, Role::Muted));
         }
     }
     lines

@@ -3,11 +3,13 @@
 //! - [`canvas`], [`table`]: the tools
 //! - [`frame`]: the lines at the top and the bottom, banner and toasts
 //! - [`pulse`], [`machine`], [`timeline`], [`run`], [`detail`]: the screens
+//! - [`form`]: a policy or a plan under edit
 //! - [`overlay`], [`dialog`]: what lies over them
 
 pub mod canvas;
 pub mod detail;
 pub mod dialog;
+pub mod form;
 pub mod frame;
 pub mod machine;
 pub mod overlay;
@@ -46,7 +48,10 @@ pub fn draw(state: &State, theme: &Theme, buffer: &mut Buffer) {
     if state.heard.is_none() {
         frame::starting(state, &mut canvas, content);
     } else {
-        screen(state, &mut canvas, content);
+        match &state.form {
+            Some(open) => form::draw(state, open, &mut canvas, content),
+            None => screen(state, &mut canvas, content),
+        }
         if matches!(state.connection, Connection::Lost { .. }) {
             frame::make_stale(&mut canvas, content);
         }

@@ -23,6 +23,33 @@ pub fn draw(state: &State, canvas: &mut Canvas<'_>) {
     if state.palette.is_some() {
         palette(state, canvas);
     }
+    if let Some(token) = &state.secret {
+        secret(state, token, canvas);
+    }
+}
+
+/// A token, shown once.
+fn secret(state: &State, token: &str, canvas: &mut Canvas<'_>) {
+    let wide = usize::from(state.size.0.saturating_sub(8)).min(92);
+    let mut lines: Vec<Line> = text::wrap(
+        "Whoever has this logs in with it, once, within an hour: continuum login --token TOKEN. It is not shown again.",
+        wide,
+    )
+    .into_iter()
+    .map(|line| vec![span(line, Role::Text)])
+    .collect();
+    lines.push(Line::new());
+    // Without spaces it would not wrap: it is cut into pieces that are read one after the other.
+    let letters: Vec<char> = token.chars().collect();
+    lines.extend(
+        letters.chunks(wide.max(1)).map(|part| vec![span(part.iter().collect::<String>(), Role::Key)]),
+    );
+    lines.push(Line::new());
+    lines.push(vec![span("y sends it to the terminal's clipboard; Enter or Esc closes it", Role::Muted)]);
+    let height = u16::try_from(lines.len()).unwrap_or(12) + 2;
+    let area = middle(state, u16::try_from(wide).unwrap_or(76) + 4, height);
+    let inner = canvas.frame(area, "Token for a new operator", Role::Border);
+    canvas.put_lines(inner, &lines, 0);
 }
 
 /// A box in the middle.

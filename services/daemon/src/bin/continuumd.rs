@@ -146,7 +146,7 @@ enum ServerAct {
 }
 
 fn main() -> ExitCode {
-    if let Some(ended) = role::thaw_watchdog(std::env::args_os()) {
+    if let Some(ended) = role::thaw_watchdog(std::env::args_os()).or_else(role::freeze_keeper) {
         return ended;
     }
     continuum_wire::tls::install_provider();

@@ -423,8 +423,6 @@ impl KvmTracker {
                 Some(_) => Vec::new(),
                 None => self.older(node).map(|bitmap| bitmap.name.as_str()).collect(),
             };
-            let bitmaps: Vec<Value> =
-                bitmaps.into_iter().map(|name| json!({ "node": node.name, "name": name })).collect();
             let view = format!("{OURS}view-{index}");
             let export = json!({
                 "type": "nbd", "id": format!("{OURS}export-{index}"), "node-name": view, "name": view,

@@ -5,10 +5,11 @@
 //! exact reason. Of two that race with one token exactly one wins.
 
 use super::reports::limited;
+use crate::access::OperatorRole;
 use crate::core::Core;
 use crate::estate::{agent_of, machine_of};
 use crate::grants;
-use crate::store::access::TokenRow;
+use crate::store::access::{OperatorRow, TokenRow};
 use crate::store::inventory::{MachineRow, ServerRow};
 use crate::store::{StoreError, Tx, hex, parsed};
 use continuum_model::fault::{Fault, FaultClass};
@@ -49,12 +50,15 @@ impl Registrar {
                 .spares("nothing was changed")
                 .remedy(remedy)
         };
+        if request.role == Role::Operator.name() {
+            return self.make_operator_token(core, request, by).await;
+        }
         let role = Role::named(&request.role)
             .filter(|role| matches!(role, Role::Agent | Role::ProcessServer | Role::MasterTarget))
             .ok_or_else(|| {
                 usage(
                     format!("no server has the role {}", shown(&request.role)),
-                    "choose agent, process-server or master-target",
+                    "choose agent, process-server, master-target or operator",
                 )
             })?;
         let site = {
@@ -71,16 +75,7 @@ impl Registrar {
         if request.machine.len() > NAME_BYTES_MAX {
             return Err(usage("the name is too long".into(), "choose one of at most 253 bytes"));
         }
-        let lifetime = match request.lifetime_seconds {
-            0 => LIFETIME,
-            seconds => Duration::from_secs(seconds.into()),
-        };
-        if lifetime > LIFETIME_MAX {
-            return Err(usage(
-                format!("{} s is too long for a token", lifetime.as_secs()),
-                "choose at most five days (432000 s)",
-            ));
-        }
+        let lifetime = lifetime_of(request)?;
         let token = core.world.with_entropy(|entropy| {
             Token::make(&self.enrolment_address, self.authority.fingerprint(), entropy)
         });
@@ -96,12 +91,125 @@ impl Registrar {
             made: now,
             expires,
             used: None,
+            operator_role: String::new(),
+            revoked: false,
         })
         .await?;
         tx.audit(now, by, "create-token", role.name(), "done", &format!("site {}", shown(&site.name)))
             .await?;
         core.commit(tx).await?;
         Ok(pb::CreateTokenReply { token: token.reveal().to_string(), expires_us: expires.micros() })
+    }
+
+    /// Makes the token with which a person logs in: name and role are those of the token, the key is theirs.
+    async fn make_operator_token(
+        &self,
+        core: &Arc<Core>,
+        request: &pb::CreateTokenRequest,
+        by: &str,
+    ) -> Result<pb::CreateTokenReply, Fault> {
+        let usage = |message: String, remedy: &str| {
+            Fault::new(FaultClass::Usage, "token.request", message)
+                .affects("this request")
+                .spares("nothing was changed")
+                .remedy(remedy)
+        };
+        let role = OperatorRole::named(&request.operator_role).ok_or_else(|| {
+            let known = OperatorRole::ALL.map(OperatorRole::name).join(", ");
+            usage(
+                format!("there is no role {}", shown(&request.operator_role)),
+                &format!("choose one of {known}"),
+            )
+        })?;
+        let name = &request.machine;
+        if !grants::is_operator_name(name) {
+            return Err(usage(
+                format!("{} is no name for an operator", shown(&limited(name, NAME_BYTES_MAX))),
+                "use 1 to 100 letters, digits and -_.@",
+            ));
+        }
+        if name == by {
+            return Err(usage(
+                "nobody makes a token for themselves".into(),
+                "another owner does, or `continuumd operator make` on the vault's machine",
+            ));
+        }
+        let lifetime = lifetime_of(request)?;
+        let token = core.world.with_entropy(|entropy| {
+            Token::make(&self.enrolment_address, self.authority.fingerprint(), entropy)
+        });
+        let now = core.world.now();
+        let expires = now.plus(lifetime);
+        let mut tx = core.store.begin().await?;
+        tx.add_token(&TokenRow {
+            hash: hex(&token.hash()),
+            role: Role::Operator.name().to_owned(),
+            site: String::new(),
+            machine: name.clone(),
+            made_by: by.to_owned(),
+            made: now,
+            expires,
+            used: None,
+            operator_role: role.name().to_owned(),
+            revoked: false,
+        })
+        .await?;
+        tx.audit(now, by, "create-token", name, "done", &format!("operator, {}", role.name())).await?;
+        core.commit(tx).await?;
+        Ok(pb::CreateTokenReply { token: token.reveal().to_string(), expires_us: expires.micros() })
+    }
+
+    /// An operator's token becomes their certificate.
+    async fn let_in(
+        &self,
+        core: &Arc<Core>,
+        mut tx: Tx,
+        known: &TokenRow,
+        csr_der: &[u8],
+    ) -> Result<pb::EnrollReply, Refusal> {
+        let because = |reason: &str| Refusal::Because(reason.to_owned());
+        let now = core.world.now();
+        let role = OperatorRole::named(&known.operator_role)
+            .ok_or_else(|| because("the token's operator role is not known"))?;
+        // Whoever made it may have lost the right since.
+        let maker = tx.operator(&known.made_by).await?;
+        if maker.is_some_and(|maker| maker.revoked || maker.role != OperatorRole::Owner.name()) {
+            return Err(because("whoever made the token is no owner any more"));
+        }
+        let name = &known.machine;
+        let before = tx.operator(name).await?;
+        // Whoever held this name before does not hold it any more.
+        let denied_until = before.map(|row| grants::deny_before(now, row.denied_until));
+        let identity = grants::operator_identity(core.about.vault, role.name(), name);
+        let certificate_pem =
+            self.authority
+                .issue(csr_der, &identity, grants::issue_at(now, denied_until))
+                .map_err(|error| Refusal::Because(format!("the signing request is not usable: {error}")))?;
+        if !tx.use_token(&known.hash, name, now).await? {
+            return Err(because("somebody else used the token in the same moment, or it was taken back"));
+        }
+        tx.save_operator(&OperatorRow {
+            name: name.clone(),
+            role: role.name().into(),
+            revoked: false,
+            denied_until,
+            made: now,
+            certificate_expires: Some(now.plus(ca::lifetime(Role::Operator))),
+        })
+        .await?;
+        grants::count(&mut tx).await?;
+        tx.audit(now, name, "enroll", "operator", "done", role.name()).await?;
+        tx.add_event(core.event(
+            "operator",
+            name,
+            "",
+            format!("{name} ({}) logged in first", role.name()),
+            "",
+        ))
+        .await?;
+        core.commit(tx).await?;
+        core.heed_grants().await?;
+        Ok(self.reply(core, &identity, certificate_pem))
     }
 
     /// Uses up a token.
@@ -159,11 +267,17 @@ impl Registrar {
         if known.used.is_some() {
             return Err(because("the token was used before"));
         }
+        if known.revoked {
+            return Err(because("the token was taken back"));
+        }
         if known.expires <= now {
             return Err(Refusal::Because(format!("the token ended at {}", known.expires)));
         }
         if known.role != request.role {
             return Err(Refusal::Because(format!("the token is for the role {}", known.role)));
+        }
+        if known.role == Role::Operator.name() {
+            return self.let_in(core, tx, &known, &request.csr_der).await;
         }
         if !known.machine.is_empty() && known.machine != request.name {
             return Err(because("the token is bound to another name"));
@@ -230,6 +344,24 @@ impl Registrar {
             vault_address: self.address.clone(),
         }
     }
+}
+
+fn lifetime_of(request: &pb::CreateTokenRequest) -> Result<Duration, Fault> {
+    let lifetime = match request.lifetime_seconds {
+        0 => LIFETIME,
+        seconds => Duration::from_secs(seconds.into()),
+    };
+    if lifetime <= LIFETIME_MAX {
+        return Ok(lifetime);
+    }
+    Err(Fault::new(
+        FaultClass::Usage,
+        "token.request",
+        format!("{} s is too long for a token", lifetime.as_secs()),
+    )
+    .affects("this request")
+    .spares("nothing was changed")
+    .remedy("choose at most five days (432000 s)"))
 }
 
 enum Refusal {

@@ -32,8 +32,14 @@ const STORE_RETRY: Duration = Duration::from_secs(2);
 
 /// Continues every job that is not over. At the start, once.
 pub(crate) fn resume_all(core: &Arc<Core>) {
-    let open: Vec<JobId> =
-        core.estate().jobs.values().filter(|job| !job.row.state.is_over()).map(|job| job.row.id).collect();
+    let open: Vec<JobId> = core
+        .estate()
+        .jobs
+        .values()
+        // One that waits for somebody's agreement has not begun.
+        .filter(|job| !job.row.state.is_over() && job.row.state != JobState::Waiting)
+        .map(|job| job.row.id)
+        .collect();
     for id in open {
         begin(core, id);
     }
@@ -69,14 +75,16 @@ pub(crate) async fn drive(core: &Arc<Core>, id: JobId) -> Result<(), StoreError>
             JobState::Succeeded | JobState::Warnings | JobState::Failed | JobState::Cancelled => {
                 return Ok(());
             }
+            // Nobody agreed yet: it has not begun.
+            JobState::Waiting => return Ok(()),
             JobState::Undoing => undo_one(core, job, kind).await?,
             // After the last step a cancel comes too late: what was done stands, in the rows, too.
-            JobState::Queued | JobState::Running | JobState::Waiting
-                if job.cancel && next_step(&job).is_some() =>
+            JobState::Queued | JobState::Running
+                if job.cancel && next_step(&job).is_some() && !kind.is_home(&job) =>
             {
                 turn_back(core, job.id, None).await?;
             }
-            JobState::Queued | JobState::Running | JobState::Waiting => do_one(core, job, kind).await?,
+            JobState::Queued | JobState::Running => do_one(core, job, kind).await?,
         }
     }
     Ok(())
@@ -119,7 +127,7 @@ async fn do_one(core: &Arc<Core>, job: JobRow, kind: JobKind) -> Result<(), Stor
     let outcome = tokio::select! {
         () = core.stop.cancelled() => return Ok(()),
         // What was under way is of unknown effect; the undo deals with it.
-        () = cancel.cancelled(), if kind.may_cancel() => return Ok(()),
+        () = cancel.cancelled(), if kind.may_cancel() && !kind.is_home(&intent) => return Ok(()),
         outcome = steps::act(&mut ctx) => outcome,
     };
     let facts = ctx.facts;
@@ -181,7 +189,7 @@ async fn finish_step(
 async fn turn_back(core: &Arc<Core>, id: JobId, fault: Option<Fault>) -> Result<(), StoreError> {
     let Some(job) = core.store.job(id).await? else { return Ok(()) };
     let kind = kind_of(&job)?;
-    let undoes = job.cancel || (kind.undoes() && !job.params.keep_on_failure);
+    let undoes = (job.cancel || (kind.undoes() && !job.params.keep_on_failure)) && !kind.is_home(&job);
     if undoes {
         let mut tx = core.store.begin().await?;
         let Some(mut job) = tx.job(id).await? else { return Ok(()) };

@@ -9,10 +9,17 @@
 //!                → probe → commit pending
 //!   planned      check → stop source → await target → new epoch → … as above: nothing is lost
 //! commit         check → drop other points → committed
+//! change-point   check → resolve point → open view → stop former → start guest → probe → point changed
+//! cancel-failover  check source → stop guest → epoch home → release source → close views
+//! reprotect      check source → reverse epoch → await all: what runs there has arrived at the old source
+//! failback       check source → check target → stop guest → drain → await home → digest both → equal → epoch home
+//!                → release source → resume forward → close views
+//!   unplanned    check source → stop if there → epoch home → release source → retire → resume forward
 //! verify         digest source → await target → digest replica → compare
 //! bookmark       barrier → await target → listed
 //! pin            mark
 //! resync         compare all → resync
+//! group-bookmark group-barrier → group-listed
 //! plan-test-failover, plan-failover   for each group of the plan: bring up → a manual action, where there is one;
 //!                                     then report
 //! plan-cleanup   clean up all → report
@@ -28,7 +35,7 @@ use crate::store::inventory::{BroughtUp, MachineRow, PointRow, Protection};
 use crate::store::jobs::{Facts, JobRow, Params};
 use crate::world::World;
 use continuum_model::fault::{Fault, FaultClass};
-use continuum_model::id::{PointId, ViewId};
+use continuum_model::id::{PointId, PolicyId, ServerId, ViewId};
 use continuum_model::protection::{Event, FailoverKind, ProtectionState, TestState};
 use continuum_model::time::Timestamp;
 use continuum_model::untrusted::shown;
@@ -56,6 +63,11 @@ named!(
         Cleanup = "cleanup",
         Failover = "failover",
         Commit = "commit",
+        ChangePoint = "change-point",
+        CancelFailover = "cancel-failover",
+        Reprotect = "reprotect",
+        Failback = "failback",
+        Migrate = "complete-migration",
         Verify = "verify",
         Bookmark = "bookmark",
         Pin = "pin",
@@ -63,14 +75,20 @@ named!(
         Pause = "pause",
         Resume = "resume",
         RetryNow = "retry-now",
+        Move = "move",
         Acknowledge = "acknowledge",
         SetPolicy = "set-policy",
+        AssignPolicy = "assign-policy",
+        DeletePolicy = "delete-policy",
         PlanDrill = "plan-test-failover",
         PlanCleanup = "plan-cleanup",
         PlanFailover = "plan-failover",
         ApplyPlan = "apply-plan",
         CheckPlan = "check-plan",
         DeletePlan = "delete-plan",
+        SetGroup = "set-group",
+        DeleteGroup = "delete-group",
+        GroupBookmark = "group-bookmark",
     }
 );
 
@@ -114,6 +132,24 @@ named!(
         StopSource = "stop-source",
         Manual = "manual",
         Report = "report",
+        GroupBarrier = "group-barrier",
+        GroupListed = "group-listed",
+        StopFormer = "stop-former",
+        PointChanged = "point-changed",
+        CheckSource = "check-source",
+        EpochHome = "epoch-home",
+        ReleaseSource = "release-source",
+        CloseViews = "close-views",
+        ReverseEpoch = "reverse-epoch",
+        AwaitAll = "await-all",
+        Drain = "drain",
+        AwaitHome = "await-home",
+        RecoveryDigest = "digest-recovery",
+        HomeDigest = "digest-home",
+        Equal = "equal",
+        Forward = "resume-forward",
+        StopIfThere = "stop-if-there",
+        Retire = "retire",
     }
 );
 
@@ -122,10 +158,14 @@ named!(
 pub(crate) enum Write {
     /// A new protection.
     Protect(Box<Protection>),
+    /// It goes on under another policy.
+    Policy(PolicyId),
     /// A move of the protection.
     Move(Event),
     /// The same, where the table allows it now; nothing otherwise.
     MoveIfLegal(Event),
+    /// Another process server relays it.
+    ProcessServer(ServerId),
     /// The next epoch.
     Epoch,
     Fenced(bool),
@@ -153,12 +193,17 @@ pub(crate) enum Write {
 
 impl JobKind {
     /// All of them.
-    pub(crate) const ALL: [Self; 21] = [
+    pub(crate) const ALL: [Self; 32] = [
         Self::Protect,
         Self::TestFailover,
         Self::Cleanup,
         Self::Failover,
         Self::Commit,
+        Self::ChangePoint,
+        Self::CancelFailover,
+        Self::Reprotect,
+        Self::Failback,
+        Self::Migrate,
         Self::Pause,
         Self::Resume,
         Self::Resync,
@@ -166,8 +211,11 @@ impl JobKind {
         Self::Pin,
         Self::Verify,
         Self::RetryNow,
+        Self::Move,
         Self::Acknowledge,
         Self::SetPolicy,
+        Self::AssignPolicy,
+        Self::DeletePolicy,
         Self::Unprotect,
         Self::PlanDrill,
         Self::PlanCleanup,
@@ -175,6 +223,9 @@ impl JobKind {
         Self::ApplyPlan,
         Self::CheckPlan,
         Self::DeletePlan,
+        Self::SetGroup,
+        Self::DeleteGroup,
+        Self::GroupBookmark,
     ];
 
     /// Whether it is about a plan, and about no single machine.
@@ -188,6 +239,11 @@ impl JobKind {
                 | Self::CheckPlan
                 | Self::DeletePlan
         )
+    }
+
+    /// Whether it is about a consistency group, and about no single machine.
+    pub(crate) const fn is_about_groups(self) -> bool {
+        matches!(self, Self::SetGroup | Self::DeleteGroup | Self::GroupBookmark)
     }
 
     /// What a run of a plan orders for each machine.
@@ -213,6 +269,13 @@ impl JobKind {
                 self.steps().iter().filter(|step| !matches!(step, Step::CheckTarget | Step::ProcessReceived));
             let steps = [Step::CheckTarget, Step::StopSource, Step::AwaitTarget];
             return steps.iter().chain(rest).map(|step| (*step, step.name().to_owned())).collect();
+        }
+        if self == Self::Failback && !params.planned {
+            // Nobody there can be asked to stop first, and what did not arrive is not waited for.
+            use Step as S;
+            let steps =
+                [S::CheckSource, S::StopIfThere, S::EpochHome, S::ReleaseSource, S::Retire, S::Forward];
+            return steps.iter().map(|step| (*step, step.name().to_owned())).collect();
         }
         let Some(run) = params.plan.as_ref().filter(|_| self.of_each().is_some()) else {
             return self.steps().iter().map(|step| (*step, step.name().to_owned())).collect();
@@ -254,14 +317,46 @@ impl JobKind {
                 S::CommitPending,
             ],
             Self::Commit => &[S::CheckTarget, S::DropPoints, S::Committed],
+            Self::ChangePoint => &[
+                S::CheckTarget,
+                S::ResolvePoint,
+                S::OpenView,
+                S::StopFormer,
+                S::StartGuest,
+                S::Probe,
+                S::PointChanged,
+            ],
+            Self::CancelFailover => {
+                &[S::CheckSource, S::StopGuest, S::EpochHome, S::ReleaseSource, S::CloseViews]
+            }
+            Self::Reprotect => &[S::CheckSource, S::ReverseEpoch, S::AwaitAll],
+            Self::Failback => &[
+                S::CheckSource,
+                S::CheckTarget,
+                S::StopGuest,
+                S::Drain,
+                S::AwaitHome,
+                S::RecoveryDigest,
+                S::HomeDigest,
+                S::Equal,
+                S::EpochHome,
+                S::ReleaseSource,
+                S::Forward,
+                S::CloseViews,
+            ],
             Self::Verify => &[S::SourceDigest, S::AwaitTarget, S::ReplicaDigest, S::Compare],
             Self::Bookmark => &[S::Barrier, S::AwaitTarget, S::Listed],
             Self::Pin => &[S::Mark],
             Self::Resync => &[S::CompareAll, S::Resync],
             // A run's are its plan's.
             Self::PlanDrill | Self::PlanCleanup | Self::PlanFailover => &[],
-            Self::Pause | Self::Resume | Self::RetryNow | Self::Acknowledge | Self::SetPolicy => &[],
+            Self::Pause | Self::Resume | Self::RetryNow | Self::Move | Self::Acknowledge | Self::Migrate => {
+                &[]
+            }
+            Self::SetPolicy | Self::AssignPolicy | Self::DeletePolicy => &[],
             Self::ApplyPlan | Self::CheckPlan | Self::DeletePlan => &[],
+            Self::SetGroup | Self::DeleteGroup => &[],
+            Self::GroupBookmark => &[S::GroupBarrier, S::GroupListed],
         }
     }
 
@@ -277,10 +372,20 @@ impl JobKind {
         !self.steps().is_empty()
     }
 
+    /// Whether the pen has gone home: the machine runs at its source from there on, and nothing is taken back.
+    pub(crate) fn is_home(self, job: &JobRow) -> bool {
+        use continuum_model::job::StepState as S;
+        matches!(self, Self::CancelFailover | Self::Failback)
+            && job.steps.iter().any(|step| {
+                step.name == Step::EpochHome.name() && matches!(step.state, S::Succeeded | S::Warnings)
+            })
+    }
+
     /// Whether the two may not be under way on one machine at the same time.
     pub(crate) const fn conflicts(self, other: Self) -> bool {
         use JobKind::{
-            Bookmark, Cleanup, Commit, Failover, Pin, Protect, Resync, TestFailover, Unprotect, Verify,
+            Bookmark, CancelFailover, ChangePoint, Cleanup, Commit, Failback, Failover, Migrate, Pin,
+            Protect, Reprotect, Resync, TestFailover, Unprotect, Verify,
         };
         match (self, other) {
             // Never in the way, and nothing is in their way: a failover does not wait for a verification.
@@ -292,14 +397,22 @@ impl JobKind {
             (Resync, _) | (Unprotect, Resync) => false,
             (Failover, TestFailover | Cleanup | Verify | Bookmark | Pin | Resync) => false,
             (TestFailover | Cleanup, Verify | Bookmark | Pin | Commit | Resync) => false,
-            (Protect | Unprotect | TestFailover | Cleanup | Failover | Commit, _) => true,
+            (ChangePoint | CancelFailover | Reprotect | Failback | Migrate, Verify | Bookmark | Pin) => false,
+            (
+                Protect | Unprotect | TestFailover | Cleanup | Failover | Commit | ChangePoint
+                | CancelFailover | Reprotect | Failback | Migrate,
+                _,
+            ) => true,
             (_, _) => false,
         }
     }
 
     /// Whether what was done is undone when a later step fails.
     pub(crate) const fn undoes(self) -> bool {
-        matches!(self, Self::TestFailover | Self::Failover)
+        matches!(
+            self,
+            Self::TestFailover | Self::Failover | Self::ChangePoint | Self::CancelFailover | Self::Failback
+        )
     }
 }
 
@@ -317,8 +430,16 @@ pub(crate) fn begin(
     let mut facts = Facts::default();
     let now = world.now();
     let bring_up = |view: ViewId| {
-        let run =
-            BroughtUp { job, view, kind: None, at: now, point: None, disks: Vec::new(), probes: Vec::new() };
+        let run = BroughtUp {
+            job,
+            view,
+            kind: None,
+            at: now,
+            point: None,
+            disks: Vec::new(),
+            probes: Vec::new(),
+            former: Vec::new(),
+        };
         Box::new(run)
     };
     let writes = match kind {
@@ -368,15 +489,38 @@ pub(crate) fn begin(
         JobKind::Pause => vec![Write::Move(Event::Pause)],
         // Where it waits for its time, this is to start it now.
         JobKind::Resume => vec![Write::StartAt(None), Write::Move(Event::Resume)],
-        JobKind::Resync => Vec::new(),
-        JobKind::Commit | JobKind::RetryNow | JobKind::Acknowledge | JobKind::SetPolicy => Vec::new(),
+        JobKind::ChangePoint => {
+            facts.view = Some(world.id(ViewId::make));
+            Vec::new()
+        }
+        JobKind::CancelFailover | JobKind::Failback => {
+            let back = kind == JobKind::Failback;
+            let run = row.protection.as_ref().and_then(|protection| protection.failed_over.as_ref());
+            facts.view = run.map(|run| run.view);
+            facts.point_id = Some(world.id(PointId::make));
+            let kind = if params.planned { FailoverKind::Planned } else { FailoverKind::Unplanned };
+            if back { vec![Write::Move(Event::FailBack { kind })] } else { Vec::new() }
+        }
+        JobKind::Migrate => vec![Write::Move(Event::Migrate)],
+        JobKind::AssignPolicy => params.policy.map(Write::Policy).into_iter().collect(),
+        JobKind::Commit
+        | JobKind::Reprotect
+        | JobKind::RetryNow
+        | JobKind::Resync
+        | JobKind::Move
+        | JobKind::Acknowledge
+        | JobKind::SetPolicy
+        | JobKind::DeletePolicy => Vec::new(),
         // Those change no row of a machine.
         JobKind::PlanDrill
         | JobKind::PlanCleanup
         | JobKind::PlanFailover
         | JobKind::ApplyPlan
         | JobKind::CheckPlan
-        | JobKind::DeletePlan => Vec::new(),
+        | JobKind::DeletePlan
+        | JobKind::SetGroup
+        | JobKind::DeleteGroup
+        | JobKind::GroupBookmark => Vec::new(),
     };
     Ok((writes, facts))
 }
@@ -392,7 +536,7 @@ pub(crate) fn possible(kind: JobKind, row: &MachineRow) -> Result<(), Fault> {
     };
     let Some(protection) = &row.protection else {
         return match kind {
-            JobKind::Protect | JobKind::Acknowledge | JobKind::SetPolicy => Ok(()),
+            JobKind::Protect | JobKind::Acknowledge | JobKind::SetPolicy | JobKind::DeletePolicy => Ok(()),
             _ => refuse(
                 "machine.unprotected",
                 format!("{name} is not protected"),
@@ -463,6 +607,13 @@ pub(crate) fn possible(kind: JobKind, row: &MachineRow) -> Result<(), Fault> {
         },
         JobKind::Failover => moves(Event::FailOver { kind: FailoverKind::Unplanned }),
         JobKind::Commit => moves(Event::Commit),
+        JobKind::ChangePoint => moves(Event::PointChanged),
+        JobKind::CancelFailover => moves(Event::CancelFailover),
+        JobKind::Migrate => moves(Event::Migrate),
+        // One that died half-way is taken up again.
+        JobKind::Reprotect if protection.state == ProtectionState::Reprotecting => Ok(()),
+        JobKind::Reprotect => moves(Event::Reprotect),
+        JobKind::Failback => moves(Event::FailBack { kind: FailoverKind::Planned }),
         JobKind::Pause => moves(Event::Pause),
         JobKind::Resume => moves(Event::Resume),
         JobKind::Verify | JobKind::Bookmark => match protection.state {
@@ -483,13 +634,40 @@ pub(crate) fn possible(kind: JobKind, row: &MachineRow) -> Result<(), Fault> {
                 "wait until it is protected and not paused".into(),
             ),
         },
-        JobKind::RetryNow | JobKind::Pin | JobKind::Acknowledge | JobKind::SetPolicy => Ok(()),
+        JobKind::Move => match protection.state {
+            ProtectionState::InitialReplication { .. }
+            | ProtectionState::InitialReplicationFailed { .. }
+            | ProtectionState::Protected { .. }
+            | ProtectionState::Resync { .. } => Ok(()),
+            _ => refuse(
+                "protection.not-replicating",
+                format!(
+                    "{name} is {}: nothing of it is relayed that could be moved",
+                    protection.state.name()
+                ),
+                "wait until it replicates".into(),
+            ),
+        },
+        JobKind::AssignPolicy if protection.state == ProtectionState::Disabling => refuse(
+            "protection.disabling",
+            format!("{name} is being unprotected"),
+            "protect it again with the other policy".into(),
+        ),
+        JobKind::RetryNow
+        | JobKind::Pin
+        | JobKind::Acknowledge
+        | JobKind::SetPolicy
+        | JobKind::AssignPolicy
+        | JobKind::DeletePolicy => Ok(()),
         JobKind::PlanDrill
         | JobKind::PlanCleanup
         | JobKind::PlanFailover
         | JobKind::ApplyPlan
         | JobKind::CheckPlan
-        | JobKind::DeletePlan => Ok(()),
+        | JobKind::DeletePlan
+        | JobKind::SetGroup
+        | JobKind::DeleteGroup
+        | JobKind::GroupBookmark => Ok(()),
     }
 }
 
@@ -516,7 +694,13 @@ pub(crate) fn leaves(kind: JobKind, job: &JobRow, reason: &str, clean: bool) -> 
         JobKind::TestFailover => vec![Write::Test(TestState::Failed), Write::Drill { passed: false }],
         JobKind::Cleanup => vec![Write::Test(TestState::Failed)],
         JobKind::Failover => vec![Write::MoveIfLegal(Event::FailOverFailed), Write::Fenced(false)],
+        JobKind::Failback => vec![Write::MoveIfLegal(Event::FailBackFailed)],
+        JobKind::Reprotect if job.cancel => vec![Write::MoveIfLegal(Event::StopReprotect)],
         JobKind::Unprotect
+        | JobKind::ChangePoint
+        | JobKind::CancelFailover
+        | JobKind::Reprotect
+        | JobKind::Migrate
         | JobKind::Commit
         | JobKind::Verify
         | JobKind::Bookmark
@@ -525,20 +709,31 @@ pub(crate) fn leaves(kind: JobKind, job: &JobRow, reason: &str, clean: bool) -> 
         | JobKind::Resume
         | JobKind::Resync
         | JobKind::RetryNow
+        | JobKind::Move
         | JobKind::Acknowledge
-        | JobKind::SetPolicy => Vec::new(),
+        | JobKind::SetPolicy
+        | JobKind::AssignPolicy
+        | JobKind::DeletePolicy => Vec::new(),
         // What its machines' jobs leave is theirs.
         JobKind::PlanDrill
         | JobKind::PlanCleanup
         | JobKind::PlanFailover
         | JobKind::ApplyPlan
         | JobKind::CheckPlan
-        | JobKind::DeletePlan => Vec::new(),
+        | JobKind::DeletePlan
+        | JobKind::SetGroup
+        | JobKind::DeleteGroup
+        | JobKind::GroupBookmark => Vec::new(),
     }
 }
 
 /// A failover that stops its source, as an order is called.
 pub(crate) const PLANNED_FAILOVER: &str = "planned-failover";
+
+/// A bookmark with the machine's hooks around it, as an order is called.
+pub(crate) const APP_BOOKMARK: &str = "app-bookmark";
+/// A failback that does not ask the recovery site, as a readiness report is asked for it.
+pub(crate) const UNPLANNED_FAILBACK: &str = "unplanned-failback";
 
 /// The orders that are possible now, as the operator API names them.
 pub(crate) fn orders(entry: &MachineEntry, estate: &Estate) -> Vec<&'static str> {
@@ -550,16 +745,25 @@ pub(crate) fn orders(entry: &MachineEntry, estate: &Estate) -> Vec<&'static str>
     }) && estate.connected(crate::estate::agent_of(entry.row.id))
         && !under_way.iter().any(|other| JobKind::Failover.conflicts(*other));
     let planned = planned.then_some(PLANNED_FAILOVER);
+    let hooked = entry.live.app_consistent
+        && possible(JobKind::Bookmark, &entry.row).is_ok()
+        && !under_way.iter().any(|other| JobKind::Bookmark.conflicts(*other));
+    let hooked = hooked.then_some(APP_BOOKMARK);
     JobKind::ALL
         .into_iter()
-        // Those are about an alert and about a point, not about the machine.
-        .filter(|kind| !matches!(kind, JobKind::Acknowledge | JobKind::Pin) && !kind.is_about_plans())
+        // Those are about an alert, a point, a policy, and not about the machine.
+        .filter(|kind| {
+            !matches!(kind, JobKind::Acknowledge | JobKind::Pin | JobKind::SetPolicy | JobKind::DeletePolicy)
+                && !kind.is_about_plans()
+                && !kind.is_about_groups()
+        })
         .filter(|kind| protected || *kind == JobKind::Protect)
         .filter(|kind| {
             possible(*kind, &entry.row).is_ok() && !under_way.iter().any(|other| kind.conflicts(*other))
         })
         .map(JobKind::name)
         .chain(planned)
+        .chain(hooked)
         .collect()
 }
 

@@ -3,7 +3,7 @@
 //! Every call: who is it, may they, then the work; every error leaves as a fault with a correlation id that
 //! stands in the log, too. Work that commits runs in a task of its own: a caller who hangs up drops nothing.
 
-use super::{orders, readiness, watch};
+use super::{access as lists, orders, readiness, watch};
 use crate::access::{self, Caller, Operator, Right};
 use crate::coordination::enrolment::Registrar;
 use crate::coordination::service::reply;
@@ -155,5 +155,44 @@ impl Api for Service {
             registrar.make_token(&core, &request, &by.name).await.map_err(|fault| correlated(&core, fault))
         };
         reply(self.core.whole(work).await)
+    }
+
+    async fn versions(
+        &self,
+        request: Request<pb::VersionsRequest>,
+    ) -> Result<Response<pb::VersionsReply>, Status> {
+        self.operator(&request, Right::Read).await?;
+        let reply = lists::versions(&self.core, request.get_ref()).await;
+        reply.map(Response::new).map_err(|fault| self.told(fault))
+    }
+
+    async fn access(&self, request: Request<pb::AccessRequest>) -> Result<Response<pb::AccessReply>, Status> {
+        let by = self.operator(&request, Right::Read).await?;
+        if !by.role.may(Right::Access) && !by.role.may(Right::Audit) {
+            return Err(self.told(orders::not_allowed(&by, "see who is let in")));
+        }
+        lists::list(&self.core).await.map(Response::new).map_err(|fault| self.told(fault))
+    }
+
+    async fn audit(&self, request: Request<pb::AuditRequest>) -> Result<Response<pb::AuditReply>, Status> {
+        self.operator(&request, Right::Audit).await?;
+        let reply = lists::audit(&self.core, request.get_ref()).await;
+        reply.map(Response::new).map_err(|fault| self.told(fault))
+    }
+
+    async fn revoke(&self, request: Request<pb::RevokeRequest>) -> Result<Response<pb::RevokeReply>, Status> {
+        let by = self.operator(&request, Right::Access).await?;
+        let (core, request) = (self.core.clone(), request.into_inner());
+        let work = async move {
+            lists::revoke(&core, &by, &request).await.map_err(|fault| correlated(&core, fault))?;
+            Ok(pb::RevokeReply {})
+        };
+        reply(self.core.whole(work).await)
+    }
+
+    async fn can_i(&self, request: Request<pb::CanIRequest>) -> Result<Response<pb::CanIReply>, Status> {
+        let by = self.operator(&request, Right::Read).await?;
+        let reply = lists::can_i(&self.core, &by, request.get_ref()).await;
+        reply.map(Response::new).map_err(|fault| self.told(fault))
     }
 }

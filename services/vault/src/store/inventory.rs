@@ -47,6 +47,8 @@ pub(crate) struct PolicyRow {
     pub(crate) id: PolicyId,
     pub(crate) name: String,
     pub(crate) policy: Policy,
+    /// Rises with every change.
+    pub(crate) version: u64,
 }
 
 /// A machine with its disks and its protection.
@@ -112,6 +114,9 @@ pub(crate) struct BroughtUp {
     pub(crate) point: Option<PointRow>,
     pub(crate) disks: Vec<ServedDisk>,
     pub(crate) probes: Vec<ProbeRow>,
+    /// What was brought up before another point was chosen; stopped, and kept until the choice is final.
+    #[serde(default)]
+    pub(crate) former: Vec<ViewId>,
 }
 
 /// A disk as it was brought up.
@@ -160,19 +165,44 @@ impl Tx {
         Ok(())
     }
 
-    /// Writes a policy, new or changed.
-    pub(crate) async fn save_policy(&mut self, row: PolicyRow) -> Result<(), StoreError> {
-        sqlx::query(
-            "INSERT INTO policy (id, name, body) VALUES ($1, $2, $3) \
-             ON CONFLICT (id) DO UPDATE SET name = excluded.name, body = excluded.body",
+    /// Writes a policy, new or changed. `false`: it is not the version before this one any more.
+    pub(crate) async fn save_policy(&mut self, row: PolicyRow) -> Result<bool, StoreError> {
+        let written = sqlx::query(
+            "INSERT INTO policy (id, name, body, version) VALUES ($1, $2, $3, $4) \
+             ON CONFLICT (id) DO UPDATE SET name = excluded.name, body = excluded.body, \
+             version = excluded.version WHERE policy.version = excluded.version - 1",
         )
         .bind(row.id.to_string())
         .bind(row.name.clone())
         .bind(to_json("policy", &row.policy)?)
+        .bind(signed(row.version))
         .execute(&mut *self.inner)
         .await?;
         self.news.push(News::Policy(row));
-        Ok(())
+        Ok(written.rows_affected() == 1)
+    }
+
+    /// Removes a policy. `false`: it is another version by now.
+    pub(crate) async fn delete_policy(&mut self, row: &PolicyRow) -> Result<bool, StoreError> {
+        let gone = sqlx::query("DELETE FROM policy WHERE id = $1 AND version = $2")
+            .bind(row.id.to_string())
+            .bind(signed(row.version))
+            .execute(&mut *self.inner)
+            .await?;
+        self.news.push(News::PolicyGone(row.clone()));
+        Ok(gone.rows_affected() == 1)
+    }
+
+    /// Whether a protection names the policy.
+    pub(crate) async fn policy_is_used(&mut self, id: PolicyId) -> Result<bool, StoreError> {
+        let rows = sqlx::query("SELECT body FROM protection").fetch_all(&mut *self.inner).await?;
+        for row in rows {
+            let protection: Protection = from_json("protection", row.try_get(0)?)?;
+            if protection.policy == id {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Writes a server, new or changed.
@@ -434,14 +464,16 @@ impl Store {
 
     /// All policies.
     pub(crate) async fn policies(&self) -> Result<Vec<PolicyRow>, StoreError> {
-        let rows =
-            sqlx::query("SELECT id, name, body FROM policy ORDER BY name").fetch_all(self.pool()).await?;
+        let rows = sqlx::query("SELECT id, name, body, version FROM policy ORDER BY name")
+            .fetch_all(self.pool())
+            .await?;
         rows.iter()
             .map(|row| {
                 Ok(PolicyRow {
                     id: parsed("policy id", row.try_get(0)?)?,
                     name: row.try_get(1)?,
                     policy: from_json("policy", row.try_get(2)?)?,
+                    version: unsigned(row.try_get(3)?),
                 })
             })
             .collect()

@@ -4,7 +4,7 @@ use super::inventory::{PointRow, ProbeRow, ServedDisk};
 use super::news::News;
 use super::{Store, StoreError, Tx, from_json, parsed, signed, to_json, unsigned};
 use continuum_model::fault::{Fault, FaultClass};
-use continuum_model::id::{JobId, MachineId, PointId, ViewId};
+use continuum_model::id::{JobId, MachineId, PointId, PolicyId, ViewId};
 use continuum_model::job::{JobState, StepState};
 use continuum_model::time::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -68,10 +68,35 @@ pub(crate) struct Params {
     pub(crate) start_at: Option<Timestamp>,
     /// A resync that does not wait for its window.
     pub(crate) now: bool,
+    /// A bookmark with the machine's hooks around it.
+    pub(crate) app_consistent: bool,
+    /// The consistency group that the job is about.
+    pub(crate) group: String,
+    /// The shared points that a run brings its machines up at; others take what `point` says, or the latest.
+    pub(crate) shared: std::collections::BTreeMap<MachineId, PointId>,
+    /// The policy that the machine goes under.
+    pub(crate) policy: Option<PolicyId>,
+    /// What a second person agrees to, where one must.
+    pub(crate) approval: Option<Box<ApprovalRow>>,
     /// What a run of a plan does.
     pub(crate) plan: Option<FrozenPlan>,
     /// How many manual actions of a run were done. The order that says so writes it, beside the engine.
     pub(crate) proceeded: usize,
+}
+
+/// An order that waits, or waited, for the agreement of a second person.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ApprovalRow {
+    /// Of everything that is agreed to.
+    pub(crate) digest: String,
+    /// The same in words. Harmless.
+    pub(crate) about: Vec<String>,
+    pub(crate) expires: Timestamp,
+    /// The order as it was given, in the wire's form; carried out when it is agreed to.
+    pub(crate) request: Vec<u8>,
+    /// Who answered.
+    pub(crate) by: String,
+    pub(crate) refused: bool,
 }
 
 /// A plan as it was when its run began.
@@ -241,7 +266,7 @@ impl Tx {
         machine: MachineId,
     ) -> Result<Vec<(JobId, String)>, StoreError> {
         let rows = sqlx::query(
-            "SELECT id, kind FROM job WHERE machine = $1 AND state IN ('queued', 'running', 'waiting', 'undoing')",
+            "SELECT id, kind FROM job WHERE machine = $1 AND state IN ('queued', 'running', 'undoing')",
         )
         .bind(machine.to_string())
         .fetch_all(&mut *self.inner)

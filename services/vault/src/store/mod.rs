@@ -10,6 +10,7 @@
 //! until they were told).
 
 pub(crate) mod access;
+pub(crate) mod groups;
 pub(crate) mod inventory;
 pub(crate) mod jobs;
 pub(crate) mod news;
@@ -17,6 +18,7 @@ pub(crate) mod plans;
 pub(crate) mod reports;
 mod schema;
 pub(crate) mod spikes;
+pub(crate) mod versions;
 
 use continuum_model::fault::{Fault, FaultClass};
 use schema::Dialect;

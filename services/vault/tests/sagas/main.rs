@@ -7,7 +7,9 @@ mod drills;
 mod fake;
 mod hostile;
 mod life;
+mod policies;
 mod postgres;
+mod relays;
 mod watching;
 
 use continuum_model::fault::Fault;
@@ -80,10 +82,17 @@ pub(crate) fn key() -> String {
 impl Lab {
     /// Enrolled and connected; nothing is protected.
     pub(crate) async fn start() -> Self {
+        Self::start_with(|_| {}).await
+    }
+
+    /// The same with another configuration.
+    pub(crate) async fn start_with(change: impl FnOnce(&mut VaultConfig)) -> Self {
         continuum_wire::tls::install_provider();
         let dir = tempfile::tempdir().expect("a folder");
         let stop = CancellationToken::new();
-        let vault = Vault::start(config(dir.path()), stop.clone()).await.expect("the vault starts");
+        let mut config = config(dir.path());
+        change(&mut config);
+        let vault = Vault::start(config, stop.clone()).await.expect("the vault starts");
         let owner = vault.make_operator("ada", "owner", &dir.path().join("ada")).await.expect("an owner");
         let operator = client(&owner, &vault.addresses().main).await;
         let mut lab = Self {
@@ -109,6 +118,7 @@ impl Lab {
             site: site.into(),
             machine: machine.into(),
             lifetime_seconds: 0,
+            operator_role: String::new(),
         };
         self.operator.clone().create_token(request).await.expect("a token").into_inner().token
     }

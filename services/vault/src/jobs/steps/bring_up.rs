@@ -110,7 +110,7 @@ impl Ctx<'_> {
             machine_id: row.id.to_string(),
             view_id: self.view()?,
             position: self.facts.position.ok_or_else(|| odd("no point was resolved"))?,
-            keep: self.kind() == Some(JobKind::Failover),
+            keep: matches!(self.kind(), Some(JobKind::Failover | JobKind::ChangePoint)),
         });
         let Answer::Opened(opened) = self.ask(protection.master_target, "", act, QUICK).await? else {
             return Err(odd("the target did not say where the disks are"));
@@ -180,6 +180,7 @@ impl Ctx<'_> {
             point: self.facts.point.clone(),
             disks: self.facts.disks.clone(),
             probes: self.facts.probes.clone(),
+            former: Vec::new(),
         }))
     }
 
@@ -235,6 +236,11 @@ impl Ctx<'_> {
         let point = protection.failed_over.as_ref().and_then(|run| run.point.as_ref());
         let position =
             point.map(|point| point.position).ok_or_else(|| odd("the machine was not failed over"))?;
+        if let Some(run) = &protection.failed_over {
+            for view in &run.former {
+                self.close(*view, "/former").await?;
+            }
+        }
         let act = Act::DropOtherPoints(pb::DropOtherPoints { machine_id: row.id.to_string(), position });
         let answer = self.ask(protection.master_target, "", act, SLOW).await?;
         Ok(Done::said(said(&answer, "the other recovery points were dropped")))

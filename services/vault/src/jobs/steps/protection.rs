@@ -86,15 +86,6 @@ impl Ctx<'_> {
         if !self.core.estate().connected(agent) {
             return Ok(Done::warning("the agent is not connected: it is told when it comes back"));
         }
-        let stopped = {
-            let estate = self.core.estate();
-            let report = estate.machines.get(&row.id).and_then(|entry| entry.live.agent.as_ref());
-            report.is_some_and(|(report, _)| report.stopped)
-        };
-        // Who ends the protection of a machine that was moved takes it back where it is.
-        if stopped {
-            self.release_source().await?;
-        }
         let stopped = self.core.until(|estate| {
             let entry = estate.machines.get(&row.id)?;
             let away = !estate.connected(agent);
@@ -111,19 +102,31 @@ impl Ctx<'_> {
 
     /// A machine that runs at the recovery site on this replica goes with it, unless the replica is kept.
     pub(super) async fn bring_down(&self) -> Result<Done, Fault> {
-        let (_, protection) = self.protection()?;
-        let Some(run) = protection.failed_over.filter(|_| !self.job.params.keep_replica) else {
-            return Ok(Done::said("nothing was brought up"));
+        let (row, protection) = self.protection()?;
+        let run = protection.failed_over.filter(|_| !self.job.params.keep_replica);
+        let brought_up = run.is_some();
+        if let Some(run) = run {
+            let view_id = run.view.to_string();
+            let stop = Act::StopGuest(pb::StopGuest { view_id: view_id.clone() });
+            self.ask(protection.master_target, "/guest", stop, QUICK).await?;
+            let close = Act::CloseView(pb::CloseView { view_id });
+            self.ask(protection.master_target, "/view", close, QUICK).await?;
+            for former in run.former {
+                self.close(former, "/former").await?;
+            }
+        }
+        // Who ends the protection of a machine that was moved takes it back where it is: after it stopped there.
+        let stopped = {
+            let estate = self.core.estate();
+            let report = estate.machines.get(&row.id).and_then(|entry| entry.live.agent.as_ref());
+            report.is_some_and(|(report, _)| report.stopped) && estate.connected(agent_of(row.id))
         };
-        let view_id = run.view.to_string();
-        self.ask(
-            protection.master_target,
-            "/guest",
-            Act::StopGuest(pb::StopGuest { view_id: view_id.clone() }),
-            QUICK,
-        )
-        .await?;
-        self.ask(protection.master_target, "/view", Act::CloseView(pb::CloseView { view_id }), QUICK).await?;
+        if stopped {
+            self.release_source().await?;
+        }
+        if !brought_up {
+            return Ok(Done::said("nothing was brought up"));
+        }
         Ok(Done::said("the machine at the recovery site was stopped").with(vec![Write::BroughtDown]))
     }
 
@@ -140,9 +143,40 @@ impl Ctx<'_> {
         Ok(Done::said(detail))
     }
 
-    pub(super) fn forget(&self) -> Result<Done, Fault> {
+    /// What is left, and where, stands in the job.
+    pub(super) fn forget(&mut self) -> Result<Done, Fault> {
+        let (row, protection) = self.protection()?;
         let points = !self.job.params.keep_replica;
-        Ok(Done::said("the machine is no longer protected").with(vec![Write::Forget { points }]))
+        let mut left = Vec::new();
+        {
+            let estate = self.core.estate();
+            let report = estate.machines.get(&row.id).and_then(|entry| entry.live.agent.as_ref());
+            if let Some((report, _)) = report {
+                if report.branches > 0 {
+                    left.push(format!(
+                        "on the machine's host {} branch(es) of {}, of what its disks held before it came home (continuum branch list)",
+                        report.branches,
+                        continuum_model::units::Bytes(report.branch_bytes)
+                    ));
+                }
+                if report.stopped && !estate.connected(agent_of(row.id)) {
+                    left.push("its disks take no writes until its agent is back and it is protected again, or `halted` is removed from the agent's folder".into());
+                }
+            }
+            if self.job.params.keep_replica {
+                let target = shown(&estate.server_name(protection.master_target));
+                left.push(format!("its replica, at {target}"));
+                if protection.failed_over.is_some() {
+                    left.push(format!("the machine as it runs there, at {target}"));
+                }
+            }
+        }
+        let left =
+            if left.is_empty() { "nothing is left".to_owned() } else { format!("left: {}", left.join("; ")) };
+        self.facts.note =
+            if self.facts.note.is_empty() { left.clone() } else { format!("{}; {left}", self.facts.note) };
+        Ok(Done::said(format!("the machine is no longer protected; {left}"))
+            .with(vec![Write::Forget { points }]))
     }
 }
 

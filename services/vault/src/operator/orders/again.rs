@@ -5,6 +5,12 @@ use super::*;
 pub(super) async fn cancel(core: &Arc<Core>, by: &Operator, job: &str) -> Result<JobId, Fault> {
     let mut tx = core.store.begin().await?;
     let mut row = job_of(&mut tx, job).await?;
+    if row.state == JobState::Waiting {
+        let id = row.id;
+        drop(tx);
+        approval::take_back(core, by, &row).await?;
+        return Ok(id);
+    }
     let may = row.state.may_cancel() && JobKind::named(&row.kind).is_some_and(JobKind::may_cancel);
     if !may {
         return Err(Fault::new(

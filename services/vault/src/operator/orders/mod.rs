@@ -4,11 +4,14 @@
 //! with the changes that the order itself makes, the intent put into the audit log. Then the engine begins.
 //! Of two orders with one key, however close, one makes the job and the other is given it.
 //!
-//! Lives beside it: reading an order (`asked`), orders about jobs (`again`), what orders set (`settings`), and plans (`plans`).
+//! Lives beside it: reading an order (`asked`), orders about jobs (`again`), what orders set
+//! (`settings`), policies (`policies`) and plans (`plans`).
 
 mod again;
+pub(crate) mod approval;
 mod asked;
 mod plans;
+pub(crate) mod policies;
 mod settings;
 
 use again::{cancel, proceed, retry};
@@ -22,6 +25,7 @@ use crate::core::Core;
 use crate::estate::agent_of;
 use crate::jobs::plan::{self, JobKind, Write, quoted};
 use crate::jobs::{engine, writes};
+use crate::relays;
 use crate::store::inventory::{MachineRow, PolicyRow, Protection};
 use crate::store::jobs::{Facts, JobRow, Params, StepRow};
 use crate::store::{StoreError, Tx, hex};
@@ -69,14 +73,7 @@ pub(crate) async fn record(
     let Some(order) = &request.order else {
         return Err(usage("order.empty", "the request holds no order", "choose one, such as test-failover"));
     };
-    let right = match order {
-        Order::CancelJob(_) => Right::Cancel,
-        Order::RetryJob(_) => Right::Retry,
-        // Who may begin a drill may say that a thing was done.
-        Order::Proceed(_) => Right::Order(JobKind::PlanDrill),
-        Order::Unprotect(order) if !order.keep_replica => Right::DeletePoints,
-        order => Right::Order(kind_of(order)),
-    };
+    let right = right_of(order, &request.machine);
     if !by.role.may(right) {
         return Err(refused(core, by, &request, right).await?);
     }
@@ -84,15 +81,73 @@ pub(crate) async fn record(
         Order::CancelJob(order) => cancel(core, by, &order.job).await.map(|id| (id, false)),
         Order::RetryJob(order) => retry(core, by, &order.job).await.map(|id| (id, false)),
         Order::Proceed(order) => proceed(core, by, &order.job).await.map(|id| (id, false)),
-        Order::AcknowledgeAlert(_)
-        | Order::SetPolicy(_)
-        | Order::ApplyPlan(_)
-        | Order::DeletePlan(_)
-        | Order::RunPlan(_) => begin(core, by, &request, None).await,
+        Order::Approve(order) => approval::answer(core, by, order).await.map(|id| (id, false)),
+        _ => begin_as(core, by, &request, Gate::Ask).await,
+    }
+}
+
+/// What an order needs to be allowed.
+fn right_of(order: &Order, machine: &str) -> Right {
+    match order {
+        Order::CancelJob(_) => Right::Cancel,
+        Order::RetryJob(_) => Right::Retry,
+        Order::Approve(_) => Right::Approve,
+        // Who may begin a drill may say that a thing was done.
+        Order::Proceed(_) => Right::Order(JobKind::PlanDrill),
+        Order::Unprotect(order) if !order.keep_replica => Right::DeletePoints,
+        order => Right::Order(kind_of(order, machine)),
+    }
+}
+
+/// Whether somebody else must agree first.
+#[derive(Clone, Copy)]
+enum Gate<'a> {
+    /// Where the vault is configured so.
+    Ask,
+    /// Somebody did.
+    Agreed(&'a approval::Agreed),
+    /// It is part of a run that was agreed to as a whole.
+    OfRun,
+}
+
+/// Gives an order that is part of a run.
+pub(crate) async fn give_of_run(
+    core: &Arc<Core>,
+    by: &Operator,
+    request: pb::OrderRequest,
+) -> Result<JobId, Fault> {
+    let (job, repeated) = begin_as(core, by, &request, Gate::OfRun).await?;
+    if !repeated {
+        engine::begin(core, job);
+    }
+    Ok(job)
+}
+
+/// Begins an order, or takes it up again where somebody agreed to it.
+async fn begin_as(
+    core: &Arc<Core>,
+    by: &Operator,
+    request: &pb::OrderRequest,
+    gate: Gate<'_>,
+) -> Result<(JobId, bool), Fault> {
+    match request.order {
+        Some(
+            Order::AcknowledgeAlert(_)
+            | Order::SetPolicy(_)
+            | Order::DeletePolicy(_)
+            | Order::ApplyPlan(_)
+            | Order::DeletePlan(_)
+            | Order::RunPlan(_)
+            | Order::SetGroup(_)
+            | Order::DeleteGroup(_),
+        ) => begin(core, by, request, None, gate).await,
+        Some(Order::Bookmark(_)) if crate::groups::named(&request.machine).is_some() => {
+            begin(core, by, request, None, gate).await
+        }
         _ => {
             let machine = core.estate().machine_named(&request.machine).map(|entry| entry.row.id);
             let machine = machine.ok_or_else(|| no_machine(&request.machine))?;
-            begin(core, by, &request, Some(machine)).await
+            begin(core, by, request, Some(machine), gate).await
         }
     }
 }
@@ -103,6 +158,11 @@ pub(crate) const fn must_be_typed(kind: JobKind) -> bool {
         kind,
         JobKind::Failover
             | JobKind::Commit
+            | JobKind::ChangePoint
+            | JobKind::CancelFailover
+            | JobKind::Reprotect
+            | JobKind::Failback
+            | JobKind::Migrate
             | JobKind::Unprotect
             | JobKind::PlanFailover
             | JobKind::DeletePlan
@@ -114,17 +174,24 @@ async fn begin(
     by: &Operator,
     request: &pb::OrderRequest,
     machine: Option<continuum_model::id::MachineId>,
+    gate: Gate<'_>,
 ) -> Result<(JobId, bool), Fault> {
     let order = request
         .order
         .as_ref()
         .ok_or_else(|| usage("order.empty", "the request holds no order", "choose one"))?;
+    let agreed = match gate {
+        Gate::Agreed(agreed) => Some(agreed),
+        Gate::Ask | Gate::OfRun => None,
+    };
     let now = core.world.now();
-    let mut asked = asked(order, now)?;
-    let id = core.world.id(JobId::make);
+    let mut asked = asked(order, &request.machine, now)?;
+    let id = agreed.map_or_else(|| core.world.id(JobId::make), |agreed| agreed.job);
     let mut tx = core.store.begin().await?;
     let body = digest_of(request, &by.name);
-    if let Some((job, known)) = tx.claim_key(&request.key, id, &body, now).await? {
+    if agreed.is_none()
+        && let Some((job, known)) = tx.claim_key(&request.key, id, &body, now).await?
+    {
         if known != body {
             return Err(Fault::new(
                 FaultClass::Conflict,
@@ -143,6 +210,8 @@ async fn begin(
     };
     let mut facts = Facts::default();
     let mut changes = Vec::new();
+    // As it is now; the rest of this looks at it as the order's first change leaves it.
+    let seen = row.clone();
     if let Some(row) = &mut row {
         check_version(row, request.expected_version)?;
         if must_be_typed(asked.kind) && request.confirm != row.name {
@@ -163,6 +232,18 @@ async fn begin(
                 changes.clear();
             }
         }
+        if let Order::MoveMachine(order) = order {
+            plan::possible(JobKind::Move, row)?;
+            let estate = core.estate();
+            let entry = estate.machines.get(&row.id).ok_or_else(|| no_machine(&request.machine))?;
+            changes.push(Write::ProcessServer(relays::chosen(&estate, entry, &order.process_server)?));
+        }
+        if let Some(wanted) = crate::groups::wanted(&asked.params.point) {
+            let point = crate::groups::resolve(&core.estate(), row.id, wanted)?;
+            asked.detail.push_str(&format!(", which is {} of group {}", point.id, shown(&point.group)));
+            asked.params.point = point.id.to_string();
+        }
+        policies::check(core, &mut asked, request, Some(row))?;
         let (more, begun) = plan::begin(asked.kind, &asked.params, row, id, &core.world)?;
         changes.extend(more);
         facts = begun;
@@ -170,13 +251,40 @@ async fn begin(
     if asked.kind.is_about_plans() {
         plans::check(core, &mut tx, &mut asked, request).await?;
     }
+    if asked.kind == JobKind::GroupBookmark {
+        let group = &asked.params.group;
+        tx.group(group).await?.filter(|row| !row.deleted).ok_or_else(|| crate::groups::no_group(group))?;
+    }
+    let group = Some(&asked.params.group).filter(|name| !name.is_empty()).map(|name| format!("group/{name}"));
+    if row.is_none() {
+        policies::check(core, &mut asked, request, None)?;
+    }
+    let loses = policies::loses(core, order, row.as_ref());
+    let plan_version = match &asked.params.plan {
+        Some(frozen) if asked.kind.of_each().is_some() => {
+            tx.plan(&frozen.name).await?.map(|plan| plan.version)
+        }
+        _ => None,
+    };
+    let must_wait = !matches!(gate, Gate::OfRun) && approval::needed_for(core, order, &asked, loses);
+    if must_wait || agreed.is_some() {
+        let mut approval = approval::asked_of(request, by, &asked, seen.as_ref(), plan_version, now);
+        if let Some(agreed) = agreed {
+            if approval.digest != agreed.digest {
+                return Err(approval::differs());
+            }
+            approval.by.clone_from(&agreed.by);
+        }
+        asked.params.approval = Some(Box::new(approval));
+    }
+    let waits = must_wait && agreed.is_none();
     let about = asked.params.plan.as_ref().map(|plan| format!("plan/{}", plan.name));
     let mut job = JobRow {
         id,
         version: 0,
         kind: asked.kind.name().to_owned(),
         machine,
-        machine_name: row.as_ref().map(|row| row.name.clone()).or(about).unwrap_or_default(),
+        machine_name: row.as_ref().map(|row| row.name.clone()).or(about).or(group).unwrap_or_default(),
         state: JobState::Queued,
         by: by.name.clone(),
         detail: asked.detail,
@@ -190,13 +298,22 @@ async fn begin(
         started: None,
         ended: None,
     };
-    if let Some(machine) = machine {
+    if let Some(agreed) = agreed {
+        let known = tx.job(agreed.job).await?.filter(|job| job.state == JobState::Waiting);
+        let known = known.ok_or_else(approval::differs)?;
+        (job.version, job.created) = (known.version, known.created);
+    }
+    if let Some(machine) = machine.filter(|_| !waits) {
         writes::make(core, &mut tx, machine, changes, &by.name).await.map_err(writes::Refused::fault)?;
     }
-    let at_once = job.steps.is_empty();
+    let at_once = job.steps.is_empty() && !waits;
+    if waits {
+        job.state = JobState::Waiting;
+    }
     if at_once {
         at_once_effects(core, &mut tx, order, row.as_ref()).await?;
-        plans::effects(&mut tx, order).await?;
+        plans::effects(&mut tx, order, &by.name, now).await?;
+        policies::effects(core, &mut tx, &by.name, order, now).await?;
         job.state = JobState::Succeeded;
         job.started = Some(now);
         job.ended = Some(now);
@@ -207,12 +324,22 @@ async fn begin(
         .await?;
     let outcome = if at_once { "done" } else { "intent" };
     tx.audit(now, &by.name, &job.kind, &shown(&name), outcome, &format!("job {id}: {}", job.detail)).await?;
-    let job = tx.add_job(job).await?;
+    let id = job.id;
+    match agreed {
+        Some(agreed) => {
+            let detail = format!("job {id}, digest {}", agreed.digest);
+            tx.audit(now, &agreed.by, "approve", &shown(&name), "done", &detail).await?;
+            tx.save_job(job).await?;
+        }
+        None => {
+            tx.add_job(job).await?;
+        }
+    }
     core.commit(tx).await?;
     if at_once {
         after(core, order, row.as_ref());
     }
-    Ok((job.id, false))
+    Ok((id, false))
 }
 
 fn fresh(name: &str) -> StepRow {
@@ -254,6 +381,7 @@ fn unconfirmed(kind: JobKind, row: &MachineRow) -> Fault {
 
 async fn check_conflicts(tx: &mut Tx, kind: JobKind, row: &MachineRow) -> Result<(), Fault> {
     for (job, other) in tx.jobs_under_way(row.id).await? {
+        // What waits for somebody's agreement has done nothing yet, and never stands in the way of an emergency.
         if JobKind::named(&other).is_some_and(|other| kind.conflicts(other)) {
             return Err(Fault::new(
                 FaultClass::Conflict,
@@ -313,6 +441,9 @@ async fn refused(
         Right::Cancel => "cancel-job",
         Right::Retry => "retry-job",
         Right::CreateToken => "create-token",
+        Right::Access => "access",
+        Right::Audit => "audit",
+        Right::Approve => "approve",
         Right::Read => "read",
     };
     let mut tx = core.store.begin().await?;

@@ -1,4 +1,4 @@
-//! What orders set: who carries a new protection, policies, alerts.
+//! What orders set: who carries a new protection, alerts.
 
 use super::*;
 
@@ -98,63 +98,10 @@ pub(super) async fn at_once_effects(
             alert.acknowledged = true;
             tx.save_alert(alert).await?;
         }
-        Order::SetPolicy(order) => {
-            let message = order.policy.as_ref().ok_or_else(|| {
-                usage("policy.empty", "the order holds no policy", "give its name and fields")
-            })?;
-            set_policy(core, tx, message).await?;
-        }
+        Order::SetGroup(order) => crate::groups::set(core, tx, order).await?,
+        Order::DeleteGroup(order) => crate::groups::delete(tx, &order.group).await?,
         Order::RetryNow(_) if row.is_some_and(|row| row.protection.is_none()) => {}
         _ => {}
     }
-    Ok(())
-}
-
-pub(super) async fn set_policy(core: &Arc<Core>, tx: &mut Tx, message: &pb::Policy) -> Result<(), Fault> {
-    let policy = continuum_wire::policy::from_message(message).map_err(|why| {
-        usage("policy.invalid", &format!("the policy is not valid: {why}"), "mend the field named")
-    })?;
-    let problems = policy.problems();
-    if !problems.is_empty() {
-        let all: Vec<String> = problems.iter().map(ToString::to_string).collect();
-        return Err(usage(
-            "policy.invalid",
-            &format!("the policy is not valid: {}", all.join("; ")),
-            "mend every field named",
-        ));
-    }
-    if message.name.is_empty() || message.name.len() > NAME_BYTES_MAX {
-        return Err(usage("policy.name", "a policy needs a name of 1 to 253 bytes", "give it one"));
-    }
-    let known: Option<PolicyRow> = {
-        let estate = core.estate();
-        estate
-            .policies
-            .values()
-            .find(|row| {
-                row.id.to_string() == message.id || (message.id.is_empty() && row.name == message.name)
-            })
-            .cloned()
-    };
-    if known.is_none() && !message.id.is_empty() {
-        return Err(not_found(
-            "policy.unknown",
-            format!("no policy has the id {}", shown(&message.id)),
-            "leave the id out for a new one",
-        ));
-    }
-    let id = known.map_or_else(|| core.world.id(PolicyId::make), |row| row.id);
-    let taken = core.estate().policies.values().any(|row| row.name == message.name && row.id != id);
-    if taken {
-        return Err(Fault::new(
-            FaultClass::Conflict,
-            "policy.name",
-            format!("another policy is called {}", shown(&message.name)),
-        )
-        .affects("this order")
-        .spares("nothing was changed")
-        .remedy("choose another name"));
-    }
-    tx.save_policy(PolicyRow { id, name: message.name.clone(), policy }).await?;
     Ok(())
 }
