@@ -174,10 +174,21 @@ async fn the_peer_must_have_the_role_and_the_id_that_were_expected() {
             assert!(fault.message.contains("answered where"), "{fault}");
         }
     }
-    // An agent's certificate is good for dialling only: nobody is taken in by it.
+    // An agent that answers is taken for that agent, and for nothing else.
     let (address, _told) = listener(&agent).await;
-    let other = estate.agent(machine(2));
-    let fault = other.connect(&address.to_string(), ALPN_CHANNEL, Role::Agent, None).await.err().unwrap();
+    let (address, other) = (address.to_string(), estate.agent(machine(2)));
+    for (role, id, good) in [
+        (Role::Agent, Some(machine(1).to_string()), true),
+        (Role::Agent, Some(machine(3).to_string()), false),
+        (Role::ProcessServer, None, false),
+        (Role::Vault, None, false),
+    ] {
+        let outcome = other.connect(&address, ALPN_CHANNEL, role, id.as_deref()).await;
+        assert_eq!(outcome.is_ok(), good, "{role} {id:?}");
+    }
+    // An operator's certificate is good for dialling only: nobody is taken in by it.
+    let (address, _told) = listener(&estate.credentials(Role::Operator, "owner:ada")).await;
+    let fault = other.connect(&address.to_string(), ALPN_CHANNEL, Role::Operator, None).await.err().unwrap();
     assert!(fault.message.contains("not for this use"), "{fault}");
 }
 
