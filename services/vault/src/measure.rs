@@ -63,6 +63,11 @@ impl Distribution {
         self.max()
     }
 
+    /// How many values there are.
+    pub(crate) fn count(&self) -> u64 {
+        self.slots.iter().flat_map(|slot| slot.counts.iter()).map(|count| u64::from(*count)).sum()
+    }
+
     /// The largest.
     pub(crate) fn max(&self) -> Option<f64> {
         self.slots.iter().map(|slot| slot.max).reduce(f64::max)
@@ -186,7 +191,8 @@ impl Fill {
     pub(crate) fn until(&self, room: u64) -> Option<f64> {
         let (first, last) = (self.window.front()?, self.window.back()?);
         let span = last.0.since(first.0);
-        if room == 0 || span < self.span / 3 || last.1 <= first.1 {
+        // What is full is told otherwise.
+        if last.1 >= room || span < self.span / 3 || last.1 <= first.1 {
             return None;
         }
         let rate = (last.1 - first.1) as f64 / span.as_secs_f64();

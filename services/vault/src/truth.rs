@@ -34,6 +34,8 @@ use std::collections::{BTreeMap, VecDeque};
 const SPIKE_MIN: f64 = 5.0;
 /// How many times its usual value makes RPO a spike.
 const SPIKE_FACTOR: f64 = 4.0;
+/// So many values say what is usual.
+const USUAL_VALUES: u64 = 600;
 /// Spikes of one machine that are kept.
 pub(crate) const SPIKES_KEPT: usize = 64;
 /// Spikes that are told with a machine.
@@ -537,7 +539,9 @@ pub(crate) fn measure(estate: &mut Estate, now: Timestamp) -> Vec<SpikeRow> {
         });
         let Some(entry) = estate.machines.get_mut(&id) else { continue };
         // Between two cycles it rises by as much as lies between them.
-        let usual = Some(entry.live.rpo.quantile(0.5).unwrap_or(0.0).max(interval));
+        // Of a machine that is new here an outage may be half of all that was measured.
+        let known = entry.live.rpo.quantile(0.5).filter(|_| entry.live.rpo.count() >= USUAL_VALUES);
+        let usual = Some(known.unwrap_or(0.0).max(interval));
         let truth = &mut entry.live.truth;
         ended.extend(match rpo {
             Some(rpo) => truth.measured(id, now, (rpo, usual, threshold), || cause),

@@ -104,7 +104,7 @@ fn progress(entry: &MachineEntry, estate: &Estate, now: Timestamp) -> Progress {
         ),
         "suspended" => (None, "suspended by an operator".into(), true),
         "waiting-for-window" => (None, shown(&machine.mode_reason), true),
-        _ => (None, "waits for its agent and its process server".into(), true),
+        _ => (None, "its agent and its process server".into(), true),
     };
     Progress { fraction, detail, waiting }
 }
