@@ -381,6 +381,19 @@ async fn a_newcomer_knows_its_vault_by_the_fingerprint_in_its_token_only() {
     wrong[0] ^= 1;
     let fault = tls::connect_pinned(&address, wrong).await.err().unwrap();
     assert!(fault.message.contains("not the vault that the token is of"), "{fault}");
+    // A server or an agent of the same vault is not the vault: it gets to see no token.
+    for credentials in [estate.agent(machine(1)), estate.credentials(Role::ProcessServer, "ps")] {
+        let acceptor = credentials.enrolment_acceptor();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let posing = tokio::spawn(async move {
+            let (stream, _) = listener.accept().await.unwrap();
+            let _ = tls::accept(&acceptor, stream).await;
+        });
+        let fault = tls::connect_pinned(&address, fingerprint).await.err().unwrap();
+        assert!(fault.message.contains("answered where"), "{fault}");
+        posing.await.unwrap();
+    }
     // Whoever shows the right authority beside a certificate of its own making is found out.
     let impostor = estate.file("impostor");
     let other = Estate::new();
