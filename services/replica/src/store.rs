@@ -515,6 +515,12 @@ impl Store {
                 return Err(ReplicaError::EpochUnknown { got: identity.epoch, current: epoch });
             }
             if identity.number <= last.number {
+                // By its number alone another one would count as held, and its acknowledgement would have the source
+                // forget what never came here: so it is with what an agent that was started again makes anew while
+                // frames of the one before still arrive on an older stream.
+                if !core.index().may_hold(identity.number, envelope.head.digest) {
+                    return Err(ReplicaError::Chain(identity.number));
+                }
                 last.duplicates += 1;
                 continue;
             }
@@ -953,6 +959,16 @@ impl FrameAt {
 }
 
 impl Index {
+    /// Whether a frame of this number and digest can be one that is here. Of what was folded or thinned away only
+    /// the number is known.
+    fn may_hold(&self, number: FrameNumber, digest: u128) -> bool {
+        if number == self.last.number {
+            return digest == self.last.digest;
+        }
+        let at = self.frames.partition_point(|frame| frame.chain < number);
+        self.frames.get(at).filter(|frame| frame.number == number).is_none_or(|frame| frame.digest == digest)
+    }
+
     /// Adds a frame that is durable. `frame` is read for the names of points; where it is not at hand the
     /// points of the frame are told by the caller.
     fn add(

@@ -156,6 +156,8 @@ fn strangers_old_writers_and_gaps_are_refused() {
     let mut other = Source::new(4);
     (0..2).for_each(|_| other.frame(4));
     assert!(matches!(store.append(&other.frames[1..]), Err(ReplicaError::Chain(_))));
+    // Another frame of a number that is held is no duplicate, nor is it acknowledged as one.
+    assert!(matches!(store.append(&other.frames[..1]), Err(ReplicaError::Chain(FrameNumber(1)))));
     store.fence(Epoch(2)).unwrap();
     let refused = store.append(&source.frames[1..]).unwrap_err();
     assert!(matches!(refused, ReplicaError::EpochSuperseded { .. }), "{refused}");
