@@ -207,11 +207,13 @@ impl Authority {
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = match identity.role {
-            // Process servers listen to agents and dial targets; both ends of every other role are fixed.
-            Role::ProcessServer | Role::MasterTarget | Role::Vault => {
+            // Process servers listen to agents and dial targets; an agent that leads a consistency group listens to its
+            // members. Whoever dials compares the role: an agent that answers is taken for an agent, and for nothing
+            // else. Operators and providers only dial.
+            Role::ProcessServer | Role::MasterTarget | Role::Vault | Role::Agent => {
                 vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth]
             }
-            Role::Agent | Role::Operator | Role::Provider => vec![ExtendedKeyUsagePurpose::ClientAuth],
+            Role::Operator | Role::Provider => vec![ExtendedKeyUsagePurpose::ClientAuth],
         };
         (params.not_before, params.not_after) = validity(now, life);
         params.serial_number = Some(serial());

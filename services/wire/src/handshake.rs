@@ -42,7 +42,7 @@ pub enum HandshakeError {
     #[error("the peer's certificate was not signed by the authority that it names: it is forged or damaged")]
     Forged,
     /// For another use.
-    #[error("the peer's certificate is not for this use: an agent or operator only dials, and never answers")]
+    #[error("the peer's certificate is not for this use: an operator only dials, and never answers")]
     Purpose,
     /// An algorithm that is not accepted.
     #[error("the peer's certificate or signature uses an algorithm that is too weak or unknown here")]

@@ -394,7 +394,15 @@ pub async fn connect_pinned(address: &str, ca_fingerprint: [u8; 32]) -> Result<T
     config.alpn_protocols = vec![ALPN_GRPC.to_vec()];
     config.resumption = Resumption::disabled();
     let stream = dial(address).await?;
-    shake(TlsConnector::from(Arc::new(config)), stream).await.map_err(|error| error.fault(address))
+    let stream =
+        shake(TlsConnector::from(Arc::new(config)), stream).await.map_err(|error| error.fault(address))?;
+    // Others of this vault answer connections, too: a token is told to the vault itself only.
+    let found = presented_by(&stream).map_err(|error| error.fault(address))?.identity;
+    if found.role != Role::Vault {
+        let expected = "the vault".to_owned();
+        return Err(HandshakeError::WrongPeer { found: found.to_string(), expected }.fault(address));
+    }
+    Ok(stream)
 }
 
 /// Trusts exactly the CA whose fingerprint is known, and verifies the rest as usual.

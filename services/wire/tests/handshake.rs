@@ -174,10 +174,21 @@ async fn the_peer_must_have_the_role_and_the_id_that_were_expected() {
             assert!(fault.message.contains("answered where"), "{fault}");
         }
     }
-    // An agent's certificate is good for dialling only: nobody is taken in by it.
+    // An agent that answers is taken for that agent, and for nothing else.
     let (address, _told) = listener(&agent).await;
-    let other = estate.agent(machine(2));
-    let fault = other.connect(&address.to_string(), ALPN_CHANNEL, Role::Agent, None).await.err().unwrap();
+    let (address, other) = (address.to_string(), estate.agent(machine(2)));
+    for (role, id, good) in [
+        (Role::Agent, Some(machine(1).to_string()), true),
+        (Role::Agent, Some(machine(3).to_string()), false),
+        (Role::ProcessServer, None, false),
+        (Role::Vault, None, false),
+    ] {
+        let outcome = other.connect(&address, ALPN_CHANNEL, role, id.as_deref()).await;
+        assert_eq!(outcome.is_ok(), good, "{role} {id:?}");
+    }
+    // An operator's certificate is good for dialling only: nobody is taken in by it.
+    let (address, _told) = listener(&estate.credentials(Role::Operator, "owner:ada")).await;
+    let fault = other.connect(&address.to_string(), ALPN_CHANNEL, Role::Operator, None).await.err().unwrap();
     assert!(fault.message.contains("not for this use"), "{fault}");
 }
 
@@ -370,6 +381,19 @@ async fn a_newcomer_knows_its_vault_by_the_fingerprint_in_its_token_only() {
     wrong[0] ^= 1;
     let fault = tls::connect_pinned(&address, wrong).await.err().unwrap();
     assert!(fault.message.contains("not the vault that the token is of"), "{fault}");
+    // A server or an agent of the same vault is not the vault: it gets to see no token.
+    for credentials in [estate.agent(machine(1)), estate.credentials(Role::ProcessServer, "ps")] {
+        let acceptor = credentials.enrolment_acceptor();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let posing = tokio::spawn(async move {
+            let (stream, _) = listener.accept().await.unwrap();
+            let _ = tls::accept(&acceptor, stream).await;
+        });
+        let fault = tls::connect_pinned(&address, fingerprint).await.err().unwrap();
+        assert!(fault.message.contains("answered where"), "{fault}");
+        posing.await.unwrap();
+    }
     // Whoever shows the right authority beside a certificate of its own making is found out.
     let impostor = estate.file("impostor");
     let other = Estate::new();

@@ -312,6 +312,9 @@ impl Freeze for Application {
         let why = match self.ask(&format!("freeze {}", most.as_millis())) {
             Ok(answer) if answer == "frozen" => return Ok(()),
             Ok(answer) => answer,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                format!("it gave no answer for {} s", STEP.as_secs())
+            }
             Err(error) => error.to_string(),
         };
         // The end of the connection takes back whatever it may still do.
