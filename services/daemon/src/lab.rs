@@ -361,6 +361,7 @@ impl Lab {
                 ..Policy::default()
             },
             database: None,
+            four_eyes: Vec::new(),
             publish: Some(address_file.clone()),
         };
         let ports = free_ports().map_err(|error| failed("no free port", error))?;
@@ -568,6 +569,7 @@ impl Lab {
                 site: site.into(),
                 machine: name.into(),
                 lifetime_seconds: 600,
+                operator_role: String::new(),
             };
             let reply = self
                 .client()
