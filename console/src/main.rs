@@ -5,7 +5,9 @@
 //! the library.
 
 fn main() -> std::process::ExitCode {
-    if let Some(ended) = continuum_daemon::role::thaw_watchdog(std::env::args_os()) {
+    if let Some(ended) = continuum_daemon::role::thaw_watchdog(std::env::args_os())
+        .or_else(continuum_daemon::role::freeze_keeper)
+    {
         return ended;
     }
     continuum_wire::tls::install_provider();

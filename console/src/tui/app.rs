@@ -287,7 +287,7 @@ impl App {
                 self.call(tag, Answer::Preview, |link, _| async move { link.preview(request).await });
             }
             Effect::Readiness(tag, request) => {
-                self.call(tag, Answer::Readiness, |link, _| async move { link.readiness(request).await });
+                self.call(tag, Answer::Readiness, |link, _| async move { link.readiness(*request).await });
             }
             Effect::Access(tag) => {
                 self.call(tag, Answer::Access, |link, _| async move { link.access().await });

@@ -13,7 +13,7 @@ use continuum_model::world::{Clock, SystemClock};
 use continuum_proto::v1 as pb;
 use continuum_wire::audit::{Chain, Line};
 use pb::order_request::Order;
-use std::io::{self, BufRead, Write};
+use std::io::{self, BufRead, Read};
 
 /// Lines of the audit log that are asked for at once.
 const PAGE: u32 = 1000;
@@ -220,8 +220,11 @@ pub fn verify(setting: &Setting, verify: &args::AuditVerify) -> Result<(), Fault
         .affects("the lines after the last one here")
         .remedy("compare with the copy from which the head was taken"));
     }
-    let doc =
-        Doc::Map(vec![("lines", lines.len().into()), ("whole", true.into()), ("head", Doc::text(&head))]);
+    let doc = Doc::Map(vec![
+        ("lines", (lines.len() as u64).into()),
+        ("whole", true.into()),
+        ("head", Doc::text(&head)),
+    ]);
     setting.write(|out| {
         output::one(out, setting.style, doc, |out, _| {
             writeln!(out, "{} lines, each follows from the one before it.", lines.len())?;
@@ -240,7 +243,7 @@ pub fn verify(setting: &Setting, verify: &args::AuditVerify) -> Result<(), Fault
 fn read(mut file: impl BufRead) -> Result<Vec<Line>, String> {
     const BYTES_MAX: u64 = 1 << 30;
     let mut text = String::new();
-    io::Read::take(&mut file, BYTES_MAX).read_to_string(&mut text).map_err(|error| error.to_string())?;
+    file.by_ref().take(BYTES_MAX).read_to_string(&mut text).map_err(|error| error.to_string())?;
     serde_json::from_str(&text).map_err(|error| format!("no export of an audit log: {error}"))
 }
 

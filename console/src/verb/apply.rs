@@ -16,7 +16,7 @@ use continuum_model::untrusted::shown;
 use continuum_proto::v1 as pb;
 use pb::entity::Entity;
 use pb::order_request::Order;
-use std::io::{self, Read as _, Write};
+use std::io::{self, Read as _};
 use std::path::Path;
 
 /// Runs `apply`.

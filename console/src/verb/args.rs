@@ -111,7 +111,9 @@ Ctrl-C only stops watching it.
 
 Examples:
   continuum protect web-01 --policy standard --to berlin
-  continuum protect web-01 db-01 --no-wait")]
+  continuum protect web-01 db-01 --no-wait
+  continuum protect web-01 --start-at 2026-11-29T01:00:00Z --no-wait
+  continuum protect web-01 --start-at +6h --no-wait    `resume web-01` begins it now")]
     Protect(Protect),
     /// Stop replicating a machine and remove its replica and its recovery points
     #[command(after_help = "\
@@ -125,10 +127,20 @@ Asks for the machine's name typed out, because its recovery points are lost. In 
     /// Let a paused machine replicate again
     #[command(after_help = "Examples:\n  continuum resume web-01")]
     Resume(MachineOrder),
+    /// Compare all of a machine with its replica and send what differs; all recovery points stay
+    #[command(after_help = "\
+Waits for the policy's resync window unless --now is given. `pause` suspends it, an unplanned failover cancels it.
+
+Examples:
+  continuum resync web-01
+  continuum resync web-01 --now --no-wait")]
+    Resync(Resync),
     /// Give the present moment of a machine a name
     #[command(after_help = "\
 Examples:
   continuum bookmark web-01 before-upgrade
+  continuum bookmark db-01 nightly --app-consistent   with the hooks of the machine's agent around it
+  continuum bookmark group/shop before-upgrade        one moment of all machines of the group
   continuum test-failover web-01 --point ID        with the id that `get points web-01` tells")]
     Bookmark(Bookmark),
     /// Keep a recovery point beyond its retention, or let it go again
@@ -166,6 +178,47 @@ Another point can be tried until `continuum commit web-01` makes the choice fina
     /// Make a failover final: the other recovery points are given up
     #[command(after_help = "Examples:\n  continuum commit web-01 --yes --confirm web-01")]
     Commit(MachineDanger),
+    /// Bring another moment up instead, while a failover waits for its commit
+    #[command(after_help = "\
+What runs now is stopped first: one copy at a time. Its disks are kept until the commit.
+
+Examples:
+  continuum change-point web-01 --point 2026-11-23T03:15:00Z --yes --confirm web-01")]
+    ChangePoint(ChangePoint),
+    /// Take a failover back before its commit: the machine runs at its source again
+    #[command(after_help = "\
+What it wrote at the recovery site is given up. The agent of the source must answer.
+
+Examples:
+  continuum cancel-failover web-01 --yes --confirm web-01")]
+    CancelFailover(MachineDanger),
+    /// Reverse the direction: what runs at the recovery site is brought to the old source
+    #[command(after_help = "\
+Only what differs travels. What the old source held is kept there in a branch (`continuum branch`).
+
+Examples:
+  continuum reprotect web-01 --yes --confirm web-01")]
+    Reprotect(MachineDanger),
+    /// Bring a machine home: stopped at the recovery site, compared, and running at its old source again
+    #[command(after_help = "\
+Needs `continuum reprotect` before. Where the recovery site is lost, --unplanned takes what had arrived.
+
+Examples:
+  continuum failback web-01 --yes --confirm web-01
+  continuum failback web-01 --unplanned --yes --confirm web-01")]
+    Failback(Failback),
+    /// Let a machine stay at the recovery site for good; there is no way back
+    #[command(after_help = "Examples:\n  continuum complete-migration web-01 --yes --confirm web-01")]
+    CompleteMigration(MachineDanger),
+    /// What an old source held before the way home overwrote it: list, lay over an image, drop
+    #[command(after_help = "\
+Works on the agent's folder, on the old host. After a forced failover the writes of the losing side are here.
+
+Examples:
+  continuum branch list /var/lib/continuum/agent
+  continuum branch export /var/lib/continuum/agent NAME --disk 0 --onto copy-of-the-disk.raw
+  continuum branch drop /var/lib/continuum/agent NAME --yes --confirm NAME")]
+    Branch(Branch),
     /// Compare the replica with its source, block for block
     #[command(after_help = "\
 Exit code 0: every disk is equal. 1: at least one differs, or the comparison failed.
@@ -177,6 +230,15 @@ Examples:
     /// Try a stopped replication or a failed job again, now
     #[command(after_help = "Examples:\n  continuum retry web-01\n  continuum retry --job JOB")]
     Retry(Retry),
+    /// Have another process server relay a machine; nothing is lost, what was on its way is sent again
+    #[command(after_help = "\
+Without --process-server the vault chooses another one at the machine's site, the one that carries least.
+`continuum readiness MACHINE --for move` tells before what would happen.
+
+Examples:
+  continuum move web-01
+  continuum move web-01 --process-server ps-2")]
+    Move(Move),
     /// Stop a job; what it did is undone
     #[command(after_help = "Examples:\n  continuum cancel JOB")]
     Cancel(Cancel),
@@ -200,7 +262,8 @@ name is asked for; in a script: --yes --confirm gold.
 A plan brings groups of machines up one after another:
 
   name: shop
-  rto_seconds: 600            # an objective; a drill is measured against it
+  rto_seconds: 600            # objectives; a run is measured against them
+  rpo_seconds: 60
   groups:
     - name: databases
       machines: [db-01]
@@ -214,9 +277,9 @@ Examples:
   continuum test-failover plan/shop
   continuum get plans")]
     Apply(Apply),
-    /// Delete a policy that nobody is under, or a recovery plan; machines stay as they are
+    /// Delete a policy that nobody is under, a recovery plan or a consistency group; machines stay as they are
     #[command(
-        after_help = "Examples:\n  continuum delete policy bronze\n  continuum delete plan shop --yes --confirm shop"
+        after_help = "Examples:\n  continuum delete policy bronze\n  continuum delete plan shop --yes --confirm shop\n  continuum delete group shop"
     )]
     Delete(Delete),
     /// Put protected machines under another policy
@@ -260,9 +323,33 @@ Examples:
   continuum audit verify audit.json
   continuum audit verify audit.json --head HASH    a hash kept elsewhere: tells whether the end was cut off")]
     Audit(Audit),
+    /// Make machines share recovery points, or set which and how often
+    #[command(after_help = "\
+All machines of a group cut a point at the same time, while none of them is told that a newer write is done: together
+they are in one state there. Such points are for `--point group:NAME`.
+
+Examples:
+  continuum group set shop --machines web-01,app-01,db-01 --every 60s
+  continuum get groups
+  continuum bookmark group/shop before-upgrade
+  continuum test-failover web-01 --point group:shop
+  continuum test-failover plan/shop --point group")]
+    Group(Group),
     /// Tell a run of a plan that what it waits for was done by hand
     #[command(after_help = "Examples:\n  continuum get jobs\n  continuum proceed JOB")]
     Proceed(Proceed),
+    /// Tell how a drill or failover went, for people, programs and auditors
+    #[command(after_help = "\
+Every drill and failover leaves a report as it ends: times against objectives, moments, what would have been given up,
+probes, problems, each step beside what earlier runs took. Reports are numbered, each names the SHA-256 of the one
+before it, and each digest stands in the vault's audit log: one that was changed or left out shows.
+
+Examples:
+  continuum report list
+  continuum report show plan/shop                      the newest one of a plan, a machine or a run
+  continuum report show plan/shop --to shop.html       one page that needs nothing else; also .json, .txt
+  continuum report verify shop-1.json shop-2.json      asks no vault")]
+    Report(Report),
     /// Mark an alert as seen
     #[command(after_help = "Examples:\n  continuum acknowledge ALERT")]
     Acknowledge(Acknowledge),
@@ -304,7 +391,8 @@ Examples:
   continuum inspect /srv/continuum/replicas/MACHINE-ID
   continuum inspect ./MACHINE-ID --verify          read every byte against its checksum
   continuum inspect ./MACHINE-ID --points -o json | jq '.points[].time'
-  continuum inspect ./MACHINE-ID/journal/00000001 --frames -o wide")]
+  continuum inspect ./MACHINE-ID/journal/00000001 --frames -o wide
+  continuum inspect web-01.hrl --verify            a replication log, whoever wrote it")]
     Inspect(Inspect),
     /// Write a disk of a replica store, as of any moment, into an image file, without any vault
     #[command(after_help = "\
@@ -330,6 +418,9 @@ Examples:
   continuum rescue ./MACHINE-ID --scratch /var/tmp     writable: boot it, and lose what it writes
   qemu-system-x86_64 -m 2G -drive 'file=URI,format=raw'")]
     Rescue(Rescue),
+    /// Convert replication logs (.hrl) to and from a feed's frames, and put them onto an image, without any vault
+    #[command(subcommand)]
+    Hrl(Hrl),
     /// Copy a replica store with its whole history into object storage, without any vault
     #[command(after_help = "\
 Only what is not there yet travels. The archive counts when all of it is there; until then, and whatever
@@ -415,6 +506,9 @@ pub enum Noun {
     /// Recovery plans
     #[value(name = "plans", alias = "plan")]
     Plans,
+    /// Consistency groups: machines that share recovery points
+    #[value(name = "groups", alias = "group")]
+    Groups,
     /// Who is let in, as which role
     #[value(name = "operators", alias = "operator")]
     Operators,
@@ -439,6 +533,7 @@ impl Noun {
             Self::Servers => "server",
             Self::Events => "event",
             Self::Plans => "plan",
+            Self::Groups => "group",
             Self::Operators => "operator",
             Self::Tokens => "token",
             Self::Audit => "audit line",
@@ -456,6 +551,7 @@ impl Noun {
             Self::Servers => "servers",
             Self::Events => "events",
             Self::Plans => "plans",
+            Self::Groups => "groups",
             Self::Operators => "operators",
             Self::Tokens => "tokens",
             Self::Audit => "audit lines",
@@ -564,9 +660,62 @@ pub struct Protect {
     /// To which recovery site; may be left out where there is only one
     #[arg(long, value_name = "SITE")]
     pub to: Option<String>,
+    /// When the first copy begins: a time up to seven days ahead, or +N followed by s, m, h or d
+    #[arg(long, value_name = "TIME", value_parser = ahead)]
+    pub start_at: Option<i64>,
     /// Following.
     #[command(flatten)]
     pub wait: Wait,
+}
+
+/// `resync`
+#[derive(Debug, Args)]
+pub struct Resync {
+    /// Which machine, by name or id
+    pub machine: String,
+    /// Do not wait for the policy's resync window
+    #[arg(long)]
+    pub now: bool,
+    /// Following.
+    #[command(flatten)]
+    pub wait: Wait,
+}
+
+/// `report`
+#[derive(Debug, Args)]
+pub struct Report {
+    /// What about reports.
+    #[command(subcommand)]
+    pub verb: ReportVerb,
+}
+
+/// What about reports.
+#[derive(Debug, Subcommand)]
+pub enum ReportVerb {
+    /// List reports, newest first
+    List {
+        /// At most so many
+        #[arg(long, value_name = "COUNT", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+        most: u32,
+    },
+    /// Show a report, or write it into a file
+    Show {
+        /// A run's job, a machine's name, or plan/NAME: the newest report of it
+        #[arg(value_name = "RUN|MACHINE|plan/NAME")]
+        of: String,
+        /// Write it there; its ending says how: .html, .json or .txt
+        #[arg(long, value_name = "FILE")]
+        to: Option<PathBuf>,
+        /// Replace a file that is there
+        #[arg(long, requires = "to")]
+        force: bool,
+    },
+    /// Check that reports are what the vault wrote, without asking it
+    Verify {
+        /// Files that `report show --to FILE.json` wrote, in their order
+        #[arg(required = true, value_name = "FILE")]
+        files: Vec<PathBuf>,
+    },
 }
 
 /// `unprotect`
@@ -588,13 +737,26 @@ pub struct Unprotect {
 /// `bookmark`
 #[derive(Debug, Args)]
 pub struct Bookmark {
-    /// Which machine, by name or id
+    /// Which machine, by name or id; or group/NAME
     pub machine: String,
     /// What to call the moment
     pub name: String,
     /// Freeze the machine's applications for it
     #[arg(long)]
     pub app_consistent: bool,
+    /// Following.
+    #[command(flatten)]
+    pub wait: Wait,
+}
+
+/// `move`
+#[derive(Debug, Args)]
+pub struct Move {
+    /// Which machine, by name or id
+    pub machine: String,
+    /// Through which process server from now on, by name or id
+    #[arg(long, default_value = "", hide_default_value = true)]
+    pub process_server: String,
     /// Following.
     #[command(flatten)]
     pub wait: Wait,
@@ -635,6 +797,20 @@ pub enum Rehearsed {
     Unprotect,
     /// Ending a test failover
     Cleanup,
+    /// Comparing all of source and replica
+    Resync,
+    /// Another process server
+    Move,
+    /// Bringing another moment up instead
+    ChangePoint,
+    /// Taking a failover back
+    CancelFailover,
+    /// Reversing the direction
+    Reprotect,
+    /// Bringing it home
+    Failback,
+    /// Letting it stay for good
+    CompleteMigration,
 }
 
 impl Rehearsed {
@@ -646,6 +822,13 @@ impl Rehearsed {
             Self::Commit => "commit",
             Self::Unprotect => "unprotect",
             Self::Cleanup => "cleanup",
+            Self::Resync => "resync",
+            Self::Move => "move",
+            Self::ChangePoint => "change-point",
+            Self::CancelFailover => "cancel-failover",
+            Self::Reprotect => "reprotect",
+            Self::Failback => "failback",
+            Self::CompleteMigration => "complete-migration",
         }
     }
 }
@@ -661,6 +844,9 @@ pub struct Readiness {
     /// At which moment: latest, processed, app, a point's id, or a time
     #[arg(long, value_parser = point, default_value = "latest")]
     pub point: String,
+    /// Of a move: through which process server
+    #[arg(long, default_value = "", hide_default_value = true)]
+    pub process_server: String,
 }
 
 /// `test-failover`
@@ -713,6 +899,79 @@ pub struct Failover {
     /// Following.
     #[command(flatten)]
     pub wait: Wait,
+}
+
+/// `change-point`
+#[derive(Debug, Args)]
+pub struct ChangePoint {
+    /// Which machine, by name or id
+    pub machine: String,
+    /// Which moment: latest, processed, app, a point's id, or a time
+    #[arg(long, value_parser = point)]
+    pub point: String,
+    /// Agreement.
+    #[command(flatten)]
+    pub consent: Consent,
+    /// Following.
+    #[command(flatten)]
+    pub wait: Wait,
+}
+
+/// `failback`
+#[derive(Debug, Args)]
+pub struct Failback {
+    /// Which machine, by name or id
+    pub machine: String,
+    /// The recovery site is not asked: what had arrived at the old source is taken
+    #[arg(long)]
+    pub unplanned: bool,
+    /// Agreement.
+    #[command(flatten)]
+    pub consent: Consent,
+    /// Following.
+    #[command(flatten)]
+    pub wait: Wait,
+}
+
+/// `branch`
+#[derive(Debug, Args)]
+pub struct Branch {
+    /// What to do with it.
+    #[command(subcommand)]
+    pub act: BranchAct,
+}
+
+/// What is done with branches.
+#[derive(Debug, Subcommand)]
+pub enum BranchAct {
+    /// Which there are
+    List {
+        /// The agent's folder
+        dir: PathBuf,
+    },
+    /// Lay a branch over an image of the disk: what it held before, where it was overwritten
+    Export {
+        /// The agent's folder
+        dir: PathBuf,
+        /// Which branch
+        name: String,
+        /// Which disk
+        #[arg(long, default_value_t = 0)]
+        disk: u16,
+        /// A raw image of the disk, which is changed: a copy of the disk, or an export of the replica
+        #[arg(long, value_name = "IMAGE")]
+        onto: PathBuf,
+    },
+    /// Remove a branch; what is in it is nowhere else
+    Drop {
+        /// The agent's folder
+        dir: PathBuf,
+        /// Which branch
+        name: String,
+        /// Agreement.
+        #[command(flatten)]
+        consent: Consent,
+    },
 }
 
 /// `verify`
@@ -785,11 +1044,61 @@ pub struct Delete {
     pub wait: Wait,
 }
 
+/// `group`
+#[derive(Debug, Args)]
+pub struct Group {
+    /// What.
+    #[command(subcommand)]
+    pub act: GroupAct,
+}
+
+/// What is done with a group.
+#[derive(Debug, Subcommand)]
+pub enum GroupAct {
+    /// Make it, or set its machines and times
+    Set(GroupSet),
+}
+
+/// `group set`
+#[derive(Debug, Args)]
+pub struct GroupSet {
+    /// Its name
+    pub name: String,
+    /// All its machines, by name or id; a machine is in one group
+    #[arg(long, value_delimiter = ',', required = true, value_name = "MACHINE,…")]
+    pub machines: Vec<String>,
+    /// How often they share a point, such as 60s, 5m, 1h; 0: only when asked
+    #[arg(long, default_value = "60s", value_parser = span)]
+    pub every: u64,
+    /// The longest that a write waits for the other machines, in milliseconds
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(10..=5000))]
+    pub hold_ms: u32,
+    /// Following.
+    #[command(flatten)]
+    pub wait: Wait,
+}
+
+/// Seconds from a text such as `60s`.
+fn span(text: &str) -> Result<u64, String> {
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(end);
+    let factor = match unit {
+        "" | "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        _ => return Err("write seconds, minutes or hours, such as 60s, 5m or 1h".into()),
+    };
+    let number: u64 = number.parse().map_err(|_| "write a number, such as 60s".to_owned())?;
+    number.checked_mul(factor).ok_or_else(|| "that is too long".to_owned())
+}
+
 /// What can be deleted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Deletable {
     /// A recovery plan
     Plan,
+    /// A consistency group; the points that were shared stay with each machine
+    Group,
     /// A policy
     Policy,
 }
@@ -964,7 +1273,7 @@ pub struct TokenArgs {
 /// `inspect`
 #[derive(Debug, Args)]
 pub struct Inspect {
-    /// A replica store's folder, or any one file: a segment, a change map, staged frames, a manifest
+    /// A replica store's folder, or any one file: a segment, a change map, staged frames, a manifest, a replication log
     pub path: PathBuf,
     /// Tell every segment of the journal
     #[arg(long)]
@@ -972,7 +1281,7 @@ pub struct Inspect {
     /// Tell every recovery point
     #[arg(long)]
     pub points: bool,
-    /// Tell every frame
+    /// Tell every frame; of a replication log, every write
     #[arg(long)]
     pub frames: bool,
     /// Read everything and hold it against its checksums; name what is damaged, and the moments that need it
@@ -1012,6 +1321,68 @@ pub struct Export {
     /// Replace an image that is there
     #[arg(long)]
     pub force: bool,
+}
+
+/// `hrl`
+#[derive(Debug, Subcommand)]
+pub enum Hrl {
+    /// Make a replication log of an agent's staged frames, or frames of logs
+    #[command(after_help = "\
+The name of what is made says the form: .hrl or .feed. Inputs are verified first; what the form cannot hold is
+told. A log knows writes and whole seconds only: barriers do not survive, zero ranges become written zeroes.
+Frames made of logs count at their end only. Several logs of one disk are put in order by their ids.
+
+Examples:
+  continuum hrl convert AGENT/staging/00000000000000000042.feed web-01.hrl --disk-size 64G
+  continuum hrl convert next.feed second.hrl --disk-size 64G --after first.hrl
+  continuum hrl convert 1.hrl 2.hrl all.feed --machine MACHINE-ID --disk 0 -o json")]
+    Convert(HrlConvert),
+    /// Put the writes of replication logs onto a raw image of their disk, in place, and read it back
+    #[command(after_help = "\
+Logs are put in order by their ids and verified to the last byte before the image is touched; one that was not
+closed is refused. Without --yes nothing is written. Done again after a crash, it ends the same.
+
+Examples:
+  continuum hrl apply 1.hrl 2.hrl disk.raw               verify, and tell what would happen
+  continuum hrl apply 1.hrl 2.hrl disk.raw --yes")]
+    Apply(HrlApply),
+}
+
+/// `hrl convert`
+#[derive(Debug, Args)]
+pub struct HrlConvert {
+    /// Logs of one disk, or files of frames in their order
+    #[arg(required = true, value_name = "IN")]
+    pub inputs: Vec<PathBuf>,
+    /// What to make: NAME.hrl or NAME.feed
+    #[arg(value_name = "OUT")]
+    pub out: PathBuf,
+    /// Which disk: of the frames that are read (where they are of several), or of those that are made [default: 0]
+    #[arg(long, value_name = "N")]
+    pub disk: Option<u16>,
+    /// How large the disk is, such as 64G; needed for a log
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub disk_size: Option<u64>,
+    /// The log that the new one goes on from
+    #[arg(long, value_name = "LOG")]
+    pub after: Option<PathBuf>,
+    /// How many bytes of zero ranges may be written out as data
+    #[arg(long, value_name = "SIZE", value_parser = size, default_value = "1G")]
+    pub zeroes_max: u64,
+    /// Whose frames are made [default: a machine named after the last log]
+    #[arg(long, value_name = "MACHINE-ID")]
+    pub machine: Option<continuum_model::id::MachineId>,
+    /// Replace what has the name already
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// `hrl apply`
+#[derive(Debug, Args)]
+pub struct HrlApply {
+    /// The logs, in any order, and last the image
+    #[arg(required = true, num_args = 2.., value_name = "LOG... IMAGE")]
+    pub paths: Vec<PathBuf>,
 }
 
 /// `archive`
@@ -1100,6 +1471,9 @@ pub enum RoleKind {
         /// An empty disk is formatted.
         #[arg(long)]
         format: bool,
+        /// Where it can be told to hold still.
+        #[arg(long)]
+        hook: Option<PathBuf>,
         /// Run as a machine of its own, in QEMU, with the kernel in this folder.
         #[arg(long)]
         machine: Option<PathBuf>,
@@ -1217,6 +1591,23 @@ pub struct Logout {
 fn point(text: &str) -> Result<String, String> {
     let choice: PointChoice = text.parse().map_err(|error| format!("{error}"))?;
     Ok(choice.to_string())
+}
+
+/// A moment to come: a time, or how long from now.
+fn ahead(text: &str) -> Result<i64, String> {
+    let Some(span) = text.strip_prefix('+') else { return moment(text) };
+    let wrong = || format!("{text:?} is no time ahead: write such as +90m, +6h or +2d, or RFC 3339");
+    let unit = match span.chars().last() {
+        Some('s') => 1,
+        Some('m') => 60,
+        Some('h') => 3600,
+        Some('d') => 86_400,
+        _ => return Err(wrong()),
+    };
+    let number: u32 = span[..span.len() - 1].parse().map_err(|_| wrong())?;
+    let span = std::time::Duration::from_secs(u64::from(number) * unit);
+    let now = continuum_model::world::Clock::wall(&continuum_model::world::SystemClock::default());
+    Ok(now.plus(span).micros())
 }
 
 fn moment(text: &str) -> Result<i64, String> {

@@ -34,6 +34,40 @@ pub fn machine(m: &pb::Machine) -> Doc {
         ("disks", Doc::list(&m.disks, disk)),
         ("id", Doc::text(&m.id)),
         ("test_state", Doc::text(&m.test_state)),
+        ("rpo_max_seconds", m.rpo_max_seconds.into()),
+        ("phase", Doc::text(&m.phase)),
+        ("mode_reason", Doc::text(&m.mode_reason)),
+        ("estimate_seconds", m.estimate_seconds.into()),
+        ("estimate_note", Doc::text(&m.estimate_note)),
+        ("start_at", time(m.start_at_us)),
+        ("copy_bytes_per_sec", m.copy_bytes_per_sec.into()),
+        ("hops", Doc::list(&m.hops, hop)),
+        ("spikes", Doc::list(&m.spikes, spike)),
+    ])
+}
+
+/// A place on the way to the replica.
+fn hop(hop: &pb::Hop) -> Doc {
+    Doc::Map(vec![
+        ("name", Doc::text(&hop.name)),
+        ("newest", time(hop.newest_us)),
+        ("age_seconds", hop.age_seconds.into()),
+        ("bytes", hop.bytes.into()),
+        ("of_bytes", hop.bytes_max.into()),
+        ("out_bytes_per_sec", hop.bytes_per_sec.into()),
+        ("full_in_seconds", hop.full_seconds.into()),
+        ("note", Doc::text(&hop.note)),
+    ])
+}
+
+/// A time in which RPO was far above the usual.
+fn spike(spike: &pb::Spike) -> Doc {
+    Doc::Map(vec![
+        ("started", Doc::time(spike.started_us)),
+        ("ended", time(spike.ended_us)),
+        ("worst_seconds", spike.worst_seconds.into()),
+        ("hop", Doc::text(&spike.hop)),
+        ("cause", Doc::text(&spike.cause)),
     ])
 }
 
@@ -45,8 +79,6 @@ pub fn machine_whole(m: &pb::Machine) -> Doc {
         ("protected", m.protected.into()),
         ("paused", m.paused.into()),
         ("state_reason", Doc::text(&m.state_reason)),
-        ("mode_reason", Doc::text(&m.mode_reason)),
-        ("rpo_max_seconds", m.rpo_max_seconds.into()),
         ("rpo_threshold_seconds", m.rpo_threshold_seconds.into()),
         ("oldest_point", time(m.oldest_point_us)),
         ("history_bytes", m.history_bytes.into()),
@@ -57,6 +89,15 @@ pub fn machine_whole(m: &pb::Machine) -> Doc {
         ("initial_bytes_done", m.initial_bytes_done.into()),
         ("initial_bytes_total", m.initial_bytes_total.into()),
         ("sent_bytes_total", m.sent_bytes_total.into()),
+        ("compared_bytes", m.compared_bytes.into()),
+        ("to_compare_bytes", m.to_compare_bytes.into()),
+        ("limit_bytes_per_sec", m.limit_bytes_per_sec.into()),
+        ("held_by", Doc::text(&m.held_by)),
+        (
+            "link_fault",
+            m.link_fault.as_ref().map(|told| fault(&continuum_wire::grpc::fault_from_proto(told))).into(),
+        ),
+        ("next_retry", time(m.next_retry_us)),
         ("process_server", Doc::text(&m.process_server)),
         ("master_target", Doc::text(&m.master_target)),
         ("epoch", m.epoch.into()),
@@ -97,6 +138,7 @@ pub fn point(p: &pb::Point) -> Doc {
         ("time", Doc::time(p.time_us)),
         ("kind", Doc::text(&p.kind)),
         ("name", Doc::text(&p.name)),
+        ("group", if p.group.is_empty() { Doc::Null } else { Doc::text(&p.group) }),
         ("pinned", p.pinned.into()),
         ("locked_until", time(p.locked_until_us)),
         (
@@ -241,7 +283,10 @@ pub fn server(s: &pb::Server) -> Doc {
         ("buffer_bytes", s.buffer_bytes.into()),
         ("buffer_bytes_max", s.buffer_bytes_max.into()),
         ("free_bytes", s.free_bytes.into()),
+        ("buffer_full_in_seconds", s.buffer_full_seconds.into()),
+        ("volume_full_in_seconds", s.volume_full_seconds.into()),
         ("bytes_per_sec", s.bytes_per_sec.into()),
+        ("limit_bytes_per_sec", s.limit_bytes_per_sec.into()),
         ("machines", s.machines.into()),
         ("machine", Doc::text(&s.machine)),
         ("id", Doc::text(&s.id)),
@@ -319,6 +364,30 @@ pub fn plan(p: &pb::Plan) -> Doc {
         ("run", Doc::text(&p.run)),
         ("orders", Doc::List(p.orders.iter().map(|order| Doc::text(order)).collect())),
         ("text", Doc::text(&p.text)),
+    ])
+}
+
+/// A consistency group.
+pub fn group(g: &pb::Group) -> Doc {
+    let machine = |machine: &pb::GroupMember| {
+        Doc::Map(vec![("name", Doc::text(&machine.name)), ("id", Doc::text(&machine.id))])
+    };
+    Doc::Map(vec![
+        ("name", Doc::text(&g.name)),
+        ("version", g.version.into()),
+        ("machines", Doc::List(g.machines.iter().map(machine).collect())),
+        ("every_seconds", g.every_seconds.into()),
+        ("hold_ms_max", u64::from(g.hold_millis).into()),
+        ("leader", Doc::text(&g.leader)),
+        ("newest_point", time(g.newest_point_us)),
+        ("newest_point_id", Doc::text(&g.newest_point)),
+        ("points", u64::from(g.points).into()),
+        ("hold_p50_ms", g.hold_p50_ms.into()),
+        ("hold_p99_ms", g.hold_p99_ms.into()),
+        ("hold_max_ms", g.hold_max_ms.into()),
+        ("missed", time(g.missed_us)),
+        ("missed_reason", Doc::text(&g.missed_reason)),
+        ("problems", Doc::List(g.problems.iter().map(|problem| Doc::text(problem)).collect())),
     ])
 }
 

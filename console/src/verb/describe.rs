@@ -97,6 +97,7 @@ pub async fn readiness(setting: &Setting, wanted: &Readiness) -> Result<(), Faul
             machine: wanted.machine.clone(),
             order: wanted.order.name().to_owned(),
             point: wanted.point.clone(),
+            process_server: wanted.process_server.clone(),
             policy: None,
         })
         .await?;
@@ -202,7 +203,7 @@ fn value(name: &str, field: &Doc, colour: bool) -> String {
         Doc::Text(text) if is_state(name) => toned(text, colour),
         Doc::Text(text) => shown(text),
         Doc::Int(value) if name.ends_with("_per_sec") => human::rate(u64::try_from(*value).ok()),
-        Doc::Int(value) if name.ends_with("_bytes") || name.contains("_bytes_") => {
+        Doc::Int(value) if name == "bytes" || name.ends_with("_bytes") || name.contains("_bytes_") => {
             human::bytes(u64::try_from(*value).ok())
         }
         Doc::Int(value) if name.ends_with("_seconds") => human::seconds(Some(*value as f64)),

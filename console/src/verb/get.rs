@@ -54,8 +54,12 @@ pub async fn run(setting: &Setting, get: &Get) -> Result<(), Fault> {
     if entities.is_empty() && !name.is_empty() {
         return Err(unknown(get.noun, name));
     }
-    entities.retain(|entity| !matches!(entity, Entity::Plan(plan) if plan.deleted));
-    entities.retain(|entity| !matches!(entity, Entity::Policy(policy) if policy.deleted));
+    entities.retain(|entity| match entity {
+        Entity::Plan(plan) => !plan.deleted,
+        Entity::Group(group) => !group.deleted,
+        Entity::Policy(policy) => !policy.deleted,
+        _ => true,
+    });
     worst_first(&mut entities);
     if let Some(written) = super::apply::exported(setting, get, &entities) {
         return written;
@@ -96,6 +100,7 @@ pub const fn kind_of(noun: Noun) -> pb::Kind {
         Noun::Servers => pb::Kind::Server,
         Noun::Events => pb::Kind::Event,
         Noun::Plans => pb::Kind::Plan,
+        Noun::Groups => pb::Kind::Group,
         // Asked for by calls of their own.
         Noun::Points | Noun::Operators | Noun::Tokens | Noun::Audit => pb::Kind::Unspecified,
     }
@@ -113,6 +118,7 @@ fn blank(noun: Noun) -> Entity {
         Noun::Servers => Entity::Server(pb::Server::default()),
         Noun::Events => Entity::Event(pb::Event::default()),
         Noun::Plans => Entity::Plan(pb::Plan::default()),
+        Noun::Groups => Entity::Group(pb::Group::default()),
     }
 }
 
@@ -127,6 +133,7 @@ pub fn doc(entity: &Entity) -> Doc {
         Entity::Alert(alert) => contract::alert(alert),
         Entity::Event(event) => contract::event(event),
         Entity::Plan(plan) => contract::plan(plan),
+        Entity::Group(group) => contract::group(group),
     }
 }
 
@@ -153,6 +160,9 @@ pub fn worst_first(entities: &mut [Entity]) {
         (Entity::Event(a), Entity::Event(b)) => (b.time_us, b.id).cmp(&(a.time_us, a.id)),
         (Entity::Site(a), Entity::Site(b)) => (&a.name, &a.id).cmp(&(&b.name, &b.id)),
         (Entity::Policy(a), Entity::Policy(b)) => (&a.name, &a.id).cmp(&(&b.name, &b.id)),
+        (Entity::Group(a), Entity::Group(b)) => {
+            (a.problems.is_empty(), &a.name).cmp(&(b.problems.is_empty(), &b.name))
+        }
         (Entity::Plan(a), Entity::Plan(b)) => {
             (a.problems.is_empty(), &a.name).cmp(&(b.problems.is_empty(), &b.name))
         }
@@ -177,6 +187,7 @@ fn table(noun: Noun, entities: &[Entity], wide: bool, now: Timestamp) -> Table {
                 .to_owned()
         }
         Noun::Alerts => "No alerts: nothing needs a person.".to_owned(),
+        Noun::Groups => "No consistency groups yet: see `continuum group set --help`.".to_owned(),
         Noun::Plans => "No recovery plans yet: see `continuum apply --help`.".to_owned(),
         _ => format!("No {} yet.", noun.plural()),
     };
@@ -260,6 +271,18 @@ pub fn head(noun: Noun, wide: bool) -> &'static [&'static str] {
             &["SEVERITY", ">AGE", "STATE", "OBJECT", "WHAT HAPPENED", "WHY", "WHAT TO DO", "CODE", "ID"]
         }
         (Noun::Events, _) => &["TIME", "KIND", "OBJECT", "WHAT", "BY"],
+        (Noun::Groups, _) => &[
+            "NAME",
+            "MACHINES",
+            ">EVERY",
+            ">NEWEST",
+            ">POINTS",
+            ">HOLD P50",
+            ">P99",
+            ">MAX",
+            "LEADER",
+            "NEEDS",
+        ],
         (Noun::Plans, _) => {
             &["NAME", ">GROUPS", ">MACHINES", ">OBJECTIVE", ">FORECAST", ">LAST DRILL", "PASSED", "NEEDS"]
         }
@@ -320,6 +343,7 @@ pub fn row(entity: &Entity, wide: bool, now: Timestamp, names: &Names) -> Vec<Ce
         Entity::Server(server) => server_row(server, wide, now),
         Entity::Policy(policy) => policy_row(policy, wide),
         Entity::Plan(plan) => plan_row(plan, now),
+        Entity::Group(group) => group_row(group, now),
         Entity::Job(job) => job_row(job, wide, now),
         Entity::Alert(alert) => alert_row(alert, wide, now),
         Entity::Event(event) => vec![
@@ -439,6 +463,27 @@ fn plan_row(p: &pb::Plan, now: Timestamp) -> Vec<Cell> {
     ]
 }
 
+fn group_row(g: &pb::Group, now: Timestamp) -> Vec<Cell> {
+    let names: Vec<&str> = g.machines.iter().map(|machine| machine.name.as_str()).collect();
+    let millis = |value: Option<f64>| value.map_or_else(String::new, |value| format!("{value:.1} ms"));
+    vec![
+        g.name.as_str().into(),
+        names.join(", ").into(),
+        if g.every_seconds == 0 {
+            "asked".into()
+        } else {
+            human::seconds(Some(g.every_seconds as f64)).into()
+        },
+        human::age(g.newest_point_us, now).into(),
+        g.points.to_string().into(),
+        millis(g.hold_p50_ms).into(),
+        millis(g.hold_p99_ms).into(),
+        millis(g.hold_max_ms).into(),
+        g.leader.as_str().into(),
+        g.problems.join("; ").into(),
+    ]
+}
+
 fn policy_row(p: &pb::Policy, wide: bool) -> Vec<Cell> {
     let span = |seconds: u64| human::seconds(Some(seconds as f64));
     let mut cells = vec![
@@ -460,7 +505,10 @@ fn policy_row(p: &pb::Policy, wide: bool) -> Vec<Cell> {
             p.history_bytes_max
                 .map_or_else(|| "as needed".to_owned(), |bytes| human::bytes(Some(bytes)))
                 .into(),
-            human::bytes(Some(p.staging_bytes_max)).into(),
+            match p.staging_bytes_max {
+                0 => "half of the disks".into(),
+                bytes => human::bytes(Some(bytes)).into(),
+            },
             if p.compression { "on" } else { "off" }.into(),
             p.id.as_str().into(),
         ]);
@@ -679,6 +727,7 @@ pub fn is_called(entity: &Entity, name: &str) -> bool {
         Entity::Machine(machine) => (machine.id.as_str(), machine.name.as_str()),
         Entity::Policy(policy) => (policy.id.as_str(), policy.name.as_str()),
         Entity::Plan(plan) => (plan.name.as_str(), plan.name.as_str()),
+        Entity::Group(group) => (group.name.as_str(), group.name.as_str()),
         Entity::Job(job) => (job.id.as_str(), job.machine.as_str()),
         Entity::Alert(alert) => (alert.id.as_str(), alert.object.as_str()),
         Entity::Event(event) => return event.object == name || event.object_id == name,

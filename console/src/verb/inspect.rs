@@ -8,6 +8,7 @@ use super::output::doc::Doc;
 use super::output::table::{Cell, Table};
 use super::output::{self, Format, human};
 use super::progress::Percent;
+use continuum_daemon::bare::hrl::{LogFacts, Write as LogWrite};
 use continuum_daemon::bare::{
     self, Affects, Codec, Content, Depth, EntryFacts, FrameFacts, History, Looked, Manifest, MapFacts,
     PointInfo, Problem, SegmentFacts, StoreFacts,
@@ -62,6 +63,7 @@ fn damage(looked: &Looked) -> Option<(u64, String)> {
     };
     match looked {
         Looked::Map(facts) => facts.damage.as_ref().map(|damage| (0, shown(damage))),
+        Looked::Log(facts) => facts.damage.as_ref().map(|damage| (0, shown(damage))),
         Looked::Replica(content) => match content {
             Content::Store(facts) => of(&facts.problems, facts.problems_total),
             Content::Segment(facts) | Content::Frames(facts) => of(&facts.problems, facts.problems_total),
@@ -91,6 +93,7 @@ fn told(path: &str, looked: &Looked, wanted: &Inspect) -> Doc {
     let head = |kind: &str| vec![("path", Doc::Text(path.to_owned())), ("kind", kind.into())];
     let (kind, fields) = match looked {
         Looked::Map(facts) => ("change-map", map(facts)),
+        Looked::Log(facts) => ("replication-log", log(facts, wanted)),
         Looked::Replica(content) => match content {
             Content::Store(facts) => ("store", store(facts, wanted)),
             Content::Segment(facts) => ("segment", segment(facts, true)),
@@ -128,6 +131,49 @@ fn map(facts: &MapFacts) -> Vec<(&'static str, Doc)> {
         ("changed", facts.changed.into()),
         ("damage", facts.damage.as_deref().map_or(Doc::Null, Doc::text)),
     ]
+}
+
+fn log(facts: &LogFacts, wanted: &Inspect) -> Vec<(&'static str, Doc)> {
+    let text = |text: &Option<String>| text.as_deref().map_or(Doc::Null, Doc::text);
+    let mut fields = vec![("bytes", facts.file_bytes.into())];
+    if let Some(header) = &facts.header {
+        fields.extend([
+            ("id", header.id.to_string().into()),
+            ("previous", Some(header.previous).filter(|id| !id.is_nil()).map(|id| id.to_string()).into()),
+            ("disk_bytes", header.size.into()),
+            ("original_disk_bytes", header.original_size.into()),
+            ("created", time(header.created)),
+            ("modified", time(header.modified)),
+            ("creator", Doc::text(&creator(header.creator))),
+            ("creator_version", u64::from(header.creator_version).into()),
+            ("closed", header.end.is_some().into()),
+            ("data_write_id", header.data_write.to_string().into()),
+            ("writes_total", header.writes.into()),
+        ]);
+    }
+    fields.extend([
+        ("data_bytes", facts.data_bytes.into()),
+        ("blocks", facts.blocks.into()),
+        ("verified", facts.verified.into()),
+        ("resync_due", text(&facts.doubt)),
+        ("damage", text(&facts.damage)),
+    ]);
+    if wanted.frames {
+        let write = |write: &LogWrite| {
+            Doc::Map(vec![
+                ("offset", write.offset.into()),
+                ("bytes", u64::from(write.length).into()),
+                ("time", time(write.time)),
+                ("data_at", write.data_at.into()),
+            ])
+        };
+        fields.push(("writes", Doc::list(&facts.writes, write)));
+    }
+    fields
+}
+
+fn creator(name: [u8; 4]) -> String {
+    String::from_utf8_lossy(&name).trim_end_matches('\0').to_owned()
 }
 
 fn manifest(read: Result<&Manifest, &str>) -> Vec<(&'static str, Doc)> {
@@ -330,6 +376,7 @@ impl Text<'_> {
         let name = self.name;
         match looked {
             Looked::Map(facts) => self.map(facts),
+            Looked::Log(facts) => self.log(facts),
             Looked::Replica(content) => match content {
                 Content::Store(facts) => self.store(facts),
                 Content::Segment(facts) => {
@@ -416,6 +463,53 @@ impl Text<'_> {
         }
         let legal = if manifest.base_legal { "" } else { ", which cannot be brought up by itself" };
         writeln!(self.out, "  base      everything up to {}{legal}", manifest.base_time)
+    }
+
+    fn log(&mut self, facts: &LogFacts) -> io::Result<()> {
+        writeln!(self.out, "{}: replication log", self.name)?;
+        if let Some(header) = &facts.header {
+            let after = match header.previous.is_nil() {
+                true => "the first".to_owned(),
+                false => format!("goes on from {}", header.previous),
+            };
+            writeln!(self.out, "  log       {}, {after}", header.id)?;
+            writeln!(self.out, "  disk      {}", human::bytes(Some(header.size)))?;
+            writeln!(
+                self.out,
+                "  written   by `{}` from {} to {}",
+                shown(&creator(header.creator)),
+                header.created,
+                header.modified
+            )?;
+            if let Some(data) = facts.data_bytes {
+                let data = human::bytes(Some(data));
+                writeln!(
+                    self.out,
+                    "  holds     {} writes, {data}; moments are whole seconds",
+                    header.writes
+                )?;
+            }
+        }
+        if facts.verified {
+            writeln!(self.out, "  verified  all data was read against its checksums")?;
+        }
+        for (what, text) in [("resync", &facts.doubt), ("damage", &facts.damage)] {
+            if let Some(text) = text {
+                writeln!(self.out, "  {what}    {}", shown(text))?;
+            }
+        }
+        if self.wanted.frames {
+            let mut table = Table::new(&[">OFFSET", ">BYTES", "MOMENT"], "it holds no write").whole(true);
+            for write in &facts.writes {
+                table.row([
+                    write.offset.to_string().into(),
+                    write.length.to_string().into(),
+                    write.time.to_string().into(),
+                ]);
+            }
+            table.write(self.out, self.setting.style.colour)?;
+        }
+        Ok(())
     }
 
     fn store(&mut self, facts: &StoreFacts) -> io::Result<()> {

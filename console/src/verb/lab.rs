@@ -84,12 +84,13 @@ pub fn role(words: &Role) -> Result<(), Fault> {
     log::start(false);
     match &words.role {
         RoleKind::Service { config, with_parent } => role::main(role::read(config)?, *with_parent),
-        RoleKind::Guest { disks, heartbeat, rate, format, machine, with_parent } => {
+        RoleKind::Guest { disks, heartbeat, rate, format, hook, machine, with_parent } => {
             let config = GuestConfig {
                 disks: disks.clone(),
                 heartbeat: heartbeat.clone(),
                 rate: *rate,
                 format: *format,
+                hook: hook.clone(),
             };
             role::guest(&config, machine.as_deref(), *with_parent)
         }

@@ -4,7 +4,8 @@
 //! - [`get`], [`describe`]: what there is
 //! - [`apply`]: policies and plans as texts; [`access`]: who is let in, what was done, four eyes
 //! - [`order`], [`consent`], [`follow`], [`progress`]: what is to be done, agreed to, and watched
-//! - [`inspect`], [`export`], [`rescue`], [`archive`]: stores by hand, where no vault is alive
+//! - [`inspect`], [`export`], [`rescue`], [`archive`], [`hrl`]: stores and logs by hand, where no vault is alive
+//! - [`report`]: how drills and failovers went
 //! - [`doctor`], [`session`], [`manual`]: this machine, its profiles, its documentation
 //! - [`contract`], [`output`]: the shape of answers
 //! - [`fault`]: the shape of errors
@@ -16,7 +17,8 @@ pub mod access;
 pub mod apply;
 pub mod archive;
 pub mod args;
-pub mod consent;
+pub mod branch;
+mod consent;
 pub mod contract;
 pub mod describe;
 pub mod doctor;
@@ -24,12 +26,14 @@ pub mod export;
 pub mod fault;
 pub mod follow;
 pub mod get;
+pub mod hrl;
 pub mod inspect;
 pub mod lab;
 pub mod manual;
 pub mod order;
 pub mod output;
 pub mod progress;
+pub mod report;
 pub mod rescue;
 pub mod session;
 pub mod vault;
@@ -135,8 +139,13 @@ fn run(setting: &Setting, verb: Option<Verb>) -> Result<(), Fault> {
         }
         Some(Verb::Inspect(wanted)) => inspect::run(setting, &wanted),
         Some(Verb::Export(wanted)) => export::run(setting, &wanted),
+        Some(Verb::Report(args::Report { verb: args::ReportVerb::Verify { files } })) => {
+            report::verify(setting, &files)
+        }
         Some(Verb::Archive(wanted)) => archive::run(setting, &wanted),
+        Some(Verb::Hrl(wanted)) => hrl::run(setting, &wanted),
         Some(Verb::Rescue(wanted)) => rescue::run(setting, &wanted),
+        Some(Verb::Branch(wanted)) => branch::run(setting, &wanted),
         Some(Verb::Profiles(profiles)) => session::profiles(setting, &profiles),
         Some(Verb::Logout(logout)) => session::logout(setting, &logout),
         Some(verb) => {
@@ -162,6 +171,7 @@ fn run(setting: &Setting, verb: Option<Verb>) -> Result<(), Fault> {
 async fn ask(setting: &Setting, verb: Verb) -> Result<(), Fault> {
     match verb {
         Verb::Get(get) => get::run(setting, &get).await,
+        Verb::Report(wanted) => report::run(setting, &wanted).await,
         Verb::Describe(describe) => describe::run(setting, &describe).await,
         Verb::Readiness(readiness) => describe::readiness(setting, &readiness).await,
         Verb::Doctor => doctor::run(setting).await,
@@ -172,6 +182,9 @@ async fn ask(setting: &Setting, verb: Verb) -> Result<(), Fault> {
         Verb::Pause(o) => order::give(setting, &o.machine, Order::Pause(pb::Pause {}), &o.wait, None).await,
         Verb::Resume(o) => {
             order::give(setting, &o.machine, Order::Resume(pb::Resume {}), &o.wait, None).await
+        }
+        Verb::Resync(o) => {
+            order::give(setting, &o.machine, Order::Resync(pb::Resync { now: o.now }), &o.wait, None).await
         }
         Verb::Bookmark(o) => {
             let order = pb::Bookmark { name: o.name, app_consistent: o.app_consistent };
@@ -199,10 +212,23 @@ async fn ask(setting: &Setting, verb: Verb) -> Result<(), Fault> {
             apply::delete_policy(setting, &o.name, &o.wait).await
         }
         Verb::Delete(o) => {
+            if o.what == args::Deletable::Group {
+                let order = Order::DeleteGroup(pb::DeleteGroup { group: o.name });
+                return order::give(setting, "", order, &o.wait, None).await;
+            }
             let name = format!("plan/{}", o.name);
             let danger = Danger { order: "delete", point: "", consent: &o.consent };
             let order = Order::DeletePlan(pb::DeletePlan { plan: o.name });
             order::give(setting, &name, order, &o.wait, Some(danger)).await
+        }
+        Verb::Group(args::Group { act: args::GroupAct::Set(o) }) => {
+            let order = pb::SetGroup {
+                name: o.name,
+                machines: o.machines,
+                every_seconds: o.every,
+                hold_millis: o.hold_ms,
+            };
+            order::give(setting, "", Order::SetGroup(order), &o.wait, None).await
         }
         Verb::Proceed(o) => {
             order::give(setting, "", Order::Proceed(pb::Proceed { job: o.job }), &o.wait, None).await
@@ -228,6 +254,10 @@ async fn ask(setting: &Setting, verb: Verb) -> Result<(), Fault> {
                 order::give(setting, &machine, Order::RetryNow(pb::RetryNow {}), &o.wait, None).await
             }
         },
+        Verb::Move(o) => {
+            let order = pb::MoveMachine { process_server: o.process_server };
+            order::give(setting, &o.machine, Order::MoveMachine(order), &o.wait, None).await
+        }
         Verb::Cancel(o) => {
             order::give(setting, "", Order::CancelJob(pb::CancelJob { job: o.job }), &o.wait, None).await
         }
@@ -243,6 +273,33 @@ async fn ask(setting: &Setting, verb: Verb) -> Result<(), Fault> {
         Verb::Commit(o) => {
             let danger = Danger { order: "commit", point: "", consent: &o.consent };
             order::give(setting, &o.machine, Order::Commit(pb::Commit {}), &o.wait, Some(danger)).await
+        }
+        Verb::ChangePoint(o) => {
+            let danger = Danger { order: "change-point", point: &o.point, consent: &o.consent };
+            let order = Order::ChangePoint(pb::ChangePoint { point: o.point.clone() });
+            order::give(setting, &o.machine, order, &o.wait, Some(danger)).await
+        }
+        Verb::CancelFailover(o) => {
+            let danger = Danger { order: "cancel-failover", point: "", consent: &o.consent };
+            let order = Order::CancelFailover(pb::CancelFailover {});
+            order::give(setting, &o.machine, order, &o.wait, Some(danger)).await
+        }
+        Verb::Reprotect(o) => {
+            let danger = Danger { order: "reprotect", point: "", consent: &o.consent };
+            let order = Order::Reprotect(pb::Reprotect {});
+            order::give(setting, &o.machine, order, &o.wait, Some(danger)).await
+        }
+        Verb::Failback(o) => {
+            let asked = if o.unplanned { "unplanned-failback" } else { "failback" };
+            let kind = if o.unplanned { "unplanned" } else { "planned" };
+            let danger = Danger { order: asked, point: "", consent: &o.consent };
+            let order = Order::Failback(pb::Failback { kind: kind.into() });
+            order::give(setting, &o.machine, order, &o.wait, Some(danger)).await
+        }
+        Verb::CompleteMigration(o) => {
+            let danger = Danger { order: "complete-migration", point: "", consent: &o.consent };
+            let order = Order::CompleteMigration(pb::CompleteMigration {});
+            order::give(setting, &o.machine, order, &o.wait, Some(danger)).await
         }
         Verb::Failover(o) if o.planned => {
             let danger = Danger { order: "planned-failover", point: "", consent: &o.consent };
@@ -263,9 +320,11 @@ async fn ask(setting: &Setting, verb: Verb) -> Result<(), Fault> {
         | Verb::Man
         | Verb::Audit(_)
         | Verb::Inspect(_)
+        | Verb::Branch(_)
         | Verb::Export(_)
         | Verb::Rescue(_)
         | Verb::Archive(_)
+        | Verb::Hrl(_)
         | Verb::Profiles(_)
         | Verb::Logout(_)
         | Verb::Lab(_)

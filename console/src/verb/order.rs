@@ -54,7 +54,7 @@ pub async fn give(
                 machine: machine.to_owned(),
                 order: danger.order.to_owned(),
                 point: danger.point.to_owned(),
-                policy: None,
+                ..Default::default()
             })
             .await?;
         // Reads a line from the terminal: on a thread of its own, so that the connection stays alive.
@@ -98,6 +98,7 @@ pub async fn protect(setting: &Setting, protect: &args::Protect) -> Result<(), F
             order: Some(Order::Protect(pb::Protect {
                 policy: policy.clone(),
                 target_site: target_site.clone(),
+                start_at_us: protect.start_at,
             })),
             ..Default::default()
         };

@@ -85,6 +85,12 @@ impl Vault {
         Ok(self.client.order(request).await.map_err(|status| grpc::fault_of(&status))?.into_inner())
     }
 
+    /// Reports of drills and failovers.
+    pub async fn reports(&mut self, request: pb::ReportsRequest) -> Result<Vec<pb::Report>, Fault> {
+        let reply = self.client.reports(request).await.map_err(|status| grpc::fault_of(&status))?;
+        Ok(reply.into_inner().reports)
+    }
+
     /// Who we are there.
     pub async fn who_am_i(&mut self) -> Result<pb::WhoAmIReply, Fault> {
         Ok(self

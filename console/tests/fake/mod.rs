@@ -38,6 +38,7 @@ pub struct World {
     /// Newest first; served in pages.
     pub points: Vec<pb::Point>,
     pub gaps: Vec<pb::Gap>,
+    pub reports: Vec<pb::Report>,
     pub readiness: Answer<pb::ReadinessReply>,
     pub on_order: OnOrder,
     /// Every order that arrived, in order.
@@ -56,6 +57,7 @@ impl Default for World {
             entities: Vec::new(),
             points: Vec::new(),
             gaps: Vec::new(),
+            reports: Vec::new(),
             readiness: Ok(pb::ReadinessReply { ready: true, ..Default::default() }),
             on_order: Box::new(|_| {
                 Err(Fault::new(FaultClass::NotReady, "test.no-orders", "this vault takes no orders"))
@@ -260,6 +262,7 @@ pub fn key_of(entity: &Entity) -> (pb::Kind, &str, &str) {
         Entity::Machine(machine) => (pb::Kind::Machine, &machine.id, &machine.name),
         Entity::Policy(policy) => (pb::Kind::Policy, &policy.id, &policy.name),
         Entity::Plan(plan) => (pb::Kind::Plan, &plan.name, &plan.name),
+        Entity::Group(group) => (pb::Kind::Group, &group.name, &group.name),
         Entity::Job(job) => (pb::Kind::Job, &job.id, ""),
         Entity::Alert(alert) => (pb::Kind::Alert, &alert.id, ""),
         Entity::Event(event) => (pb::Kind::Event, &event.object, ""),
@@ -407,6 +410,16 @@ impl Operator for Shared {
             run: self.run.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             ..Default::default()
         }))
+    }
+
+    async fn reports(
+        &self,
+        request: Request<pb::ReportsRequest>,
+    ) -> Result<Response<pb::ReportsReply>, Status> {
+        let of = request.into_inner().of;
+        let reports = self.world().reports.clone();
+        let wanted = |report: &pb::Report| of.is_empty() || report.job == of || report.subject == of;
+        Ok(Response::new(pb::ReportsReply { reports: reports.into_iter().filter(wanted).collect() }))
     }
 
     async fn create_token(

@@ -61,6 +61,7 @@ fn estate(text: &str) -> Vec<Entity> {
                     }
                 }
             }
+            Entity::Group(group) => group.name = text.into(),
             Entity::Job(job) => {
                 (job.machine, job.detail, job.by) = (text.into(), long.clone(), text.into());
                 for step in &mut job.steps {

@@ -126,6 +126,99 @@ fn dialogs_are_as_stored() {
     }
 }
 
+/// The first machine of the night, with what each hop has and a spike that goes on.
+fn spiking() -> continuum_proto::v1::Machine {
+    use continuum_proto::v1 as pb;
+    let cause = "the link from ps-1 to mt-1 takes 1.0 MiB/s, 6.0 MiB/s are written: 180.0 MiB wait before it, 2.0 MiB are on it";
+    let hop = |name: &str, age: f64, bytes: u64| pb::Hop {
+        name: name.into(),
+        newest_us: Some(NOW - (age * 1e6) as i64),
+        age_seconds: Some(age),
+        bytes: Some(bytes),
+        ..Default::default()
+    };
+    pb::Machine {
+        rpo_seconds: Some(31.0),
+        rpo_max_seconds: Some(95.0),
+        hops: vec![
+            pb::Hop {
+                bytes_per_sec: Some(1 << 20),
+                bytes_max: Some(8 << 30),
+                full_seconds: Some(1500.0),
+                ..hop("agent", 0.1, 90 << 20)
+            },
+            hop("agent-link", 9.0, 4 << 20),
+            pb::Hop {
+                bytes_per_sec: Some(1 << 20),
+                bytes_max: Some(2 << 30),
+                ..hop("process-server", 12.0, 180 << 20)
+            },
+            pb::Hop { note: cause.into(), ..hop("target-link", 30.0, 2 << 20) },
+            hop("target", 31.0, 0),
+        ],
+        spikes: vec![
+            pb::Spike {
+                started_us: NOW - 31 * SECOND,
+                ended_us: None,
+                worst_seconds: 31.0,
+                hop: "target-link".into(),
+                cause: cause.into(),
+            },
+            pb::Spike {
+                started_us: NOW - 50 * MINUTE,
+                ended_us: Some(NOW - 48 * MINUTE),
+                worst_seconds: 95.0,
+                hop: "process-server".into(),
+                cause: "ps-1 has said nothing for 94 s".into(),
+            },
+        ],
+        ..scene::machine(2, "file-01")
+    }
+}
+
+#[test]
+fn a_spike_of_rpo_is_told_with_its_cause_where_it_is_looked_for() {
+    use continuum_proto::v1 as pb;
+    use pb::entity::Entity;
+    let waiting = pb::Machine {
+        state: "initial-replication".into(),
+        phase: "waiting-for-start".into(),
+        start_at_us: Some(NOW + 6 * scene::HOUR),
+        ..scene::machine(4, "mail-01")
+    };
+    let comparing = pb::Machine {
+        state: "resync".into(),
+        state_reason: "ordered by lab".into(),
+        phase: "comparing".into(),
+        mode: "catching-up".into(),
+        mode_reason: "an operator ordered a resync: all of source and replica is compared".into(),
+        compared_bytes: Some(12 << 30),
+        to_compare_bytes: Some(40 << 30),
+        copy_bytes_per_sec: Some(500 << 20),
+        estimate_seconds: Some(57.0),
+        ..scene::machine(5, "web-01")
+    };
+    for size in [(80, 24), (200, 50)] {
+        let mut console = Console::night(size);
+        console.changed(Entity::Machine(spiking()));
+        console.changed(Entity::Machine(waiting.clone()));
+        console.changed(Entity::Machine(comparing.clone()));
+        console.later(SECOND / 5);
+        let pulse = draw(&console.state, "default", Depth::True, false);
+        let text = lines(&pulse).join("\n");
+        assert!(text.contains("file-01: RPO 31 s (target-link)"), "{text}");
+        is_as_stored("spike-pulse", &pulse);
+        for (name, keys) in
+            [("spike-overview", "3/file<enter><enter>"), ("resync-overview", "3/web-01<enter><enter>")]
+        {
+            console.press(keys);
+            console.later(SECOND / 5);
+            is_as_stored(name, &draw(&console.state, "default", Depth::True, false));
+            console.press("<esc><esc>");
+        }
+    }
+}
+
 #[test]
 fn the_lost_connection_keeps_what_was_known() {
     for size in [(80, 24), (200, 50)] {

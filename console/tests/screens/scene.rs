@@ -535,6 +535,7 @@ pub fn point(minutes_ago: i64) -> pb::Point {
         }),
         position: 100_000 - minutes_ago as u64,
         locked_until_us: None,
+        group: String::new(),
     }
 }
 

@@ -37,6 +37,23 @@ pub fn machine(name: &str) -> pb::Machine {
         points: 24,
         test_state: "none".into(),
         rpo_threshold_seconds: Some(900),
+        hops: vec![pb::Hop {
+            name: "agent".into(),
+            newest_us: Some(1_795_000_000_123_456),
+            age_seconds: Some(0.1),
+            bytes: Some(4096),
+            bytes_max: Some(8192),
+            bytes_per_sec: Some(100),
+            full_seconds: Some(41.0),
+            note: String::new(),
+        }],
+        spikes: vec![pb::Spike {
+            started_us: 1_795_000_000_123_456,
+            ended_us: None,
+            worst_seconds: 7.5,
+            hop: "target".into(),
+            cause: "mt-1 has said nothing for 7 s".into(),
+        }],
         ..Default::default()
     }
 }
@@ -89,6 +106,15 @@ fn a_machine_keeps_the_contract() {
         "disks",
         "id",
         "test_state",
+        "rpo_max_seconds",
+        "phase",
+        "mode_reason",
+        "estimate_seconds",
+        "estimate_note",
+        "start_at",
+        "copy_bytes_per_sec",
+        "hops",
+        "spikes",
     ];
     // The order of the contract is the order of the text.
     let positions: Vec<_> =
@@ -105,7 +131,13 @@ fn a_machine_keeps_the_contract() {
             "newest_point": "2026-11-18T11:06:40.123000Z", "newest_app_point": null, "history_seconds": 7200.0,
             "history_promised_seconds": 86400.0, "churn_bytes_per_sec": 1048576, "points": 24,
             "disks": [{"name": "root", "size_bytes": 67108864, "endpoint": "nbd+unix:///root?socket=/run/x"}],
-            "id": machine("web-01").id, "test_state": "none",
+            "id": machine("web-01").id, "test_state": "none", "rpo_max_seconds": null, "phase": null,
+            "mode_reason": null, "estimate_seconds": null, "estimate_note": null, "start_at": null,
+            "copy_bytes_per_sec": null,
+            "hops": [{"name": "agent", "newest": "2026-11-18T11:06:40.123456Z", "age_seconds": 0.1, "bytes": 4096,
+                "of_bytes": 8192, "out_bytes_per_sec": 100, "full_in_seconds": 41.0, "note": null}],
+            "spikes": [{"started": "2026-11-18T11:06:40.123456Z", "ended": null, "worst_seconds": 7.5, "hop": "target",
+                "cause": "mt-1 has said nothing for 7 s"}],
         })
     );
     for unknown in ["rpo_seconds", "newest_point", "churn_bytes_per_sec", "policy", "mode"] {
@@ -202,7 +234,7 @@ fn points_come_in_pages_with_their_gaps_and_a_limit() {
     assert_eq!(all.as_array().map(Vec::len), Some(2500));
     assert_eq!(
         all[0],
-        json!({"id": "p2499", "time": "2026-11-18T11:48:19.000000Z", "kind": "bookmark", "name": "before upgrade", "pinned": false, "locked_until": null,
+        json!({"id": "p2499", "time": "2026-11-18T11:48:19.000000Z", "kind": "bookmark", "name": "before upgrade", "group": null, "pinned": false, "locked_until": null,
                "proofs": {"booted": true, "probed": true, "digest_equal": null}})
     );
     let few = run(&vault, &["get", "points", "web-01", "--limit", "2"]);

@@ -115,7 +115,7 @@ fn steps_are_told_and_the_outcome_keeps_the_contract() {
                 "steps": [{"name": "open view", "outcome": "succeeded", "seconds": 1.0, "detail": null},
                           {"name": "start guest", "outcome": "succeeded", "seconds": 2.0, "detail": null}],
                 "machines": [{"name": "web-01",
-                    "point": {"id": "p1", "time": "2026-11-18T11:06:40.000000Z", "kind": "crash", "name": null, "pinned": false, "locked_until": null,
+                    "point": {"id": "p1", "time": "2026-11-18T11:06:40.000000Z", "kind": "crash", "name": null, "group": null, "pinned": false, "locked_until": null,
                               "proofs": {"booted": null, "probed": null, "digest_equal": null}},
                     "rto_seconds": 2.5, "loss_seconds": 0.25, "loss_bytes": 4096,
                     "disks": [{"name": "root", "size_bytes": 512, "endpoint": "nbd://127.0.0.1:1/root"}],

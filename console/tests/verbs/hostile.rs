@@ -63,6 +63,10 @@ fn estate() -> World {
                 master_target: name(),
                 test_state: name(),
                 orders: vec![name()],
+                phase: name(),
+                estimate_note: name(),
+                hops: vec![pb::Hop { name: name(), note: name(), ..Default::default() }],
+                spikes: vec![pb::Spike { hop: name(), cause: name(), ..Default::default() }],
                 ..Default::default()
             }),
             Entity::Site(pb::Site { id: "s1".into(), name: name(), fabric: name(), recovery: true }),

@@ -10,6 +10,7 @@ mod danger;
 mod errors;
 mod following;
 mod hostile;
+mod reports;
 mod sessions;
 
 use fake::FakeVault;

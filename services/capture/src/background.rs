@@ -54,7 +54,7 @@ pub(crate) fn tick(shared: &Shared, timing: Timing) {
         if feed.newest().0 != newest.0 {
             newest = (feed.newest().0, now);
         }
-        let shipping = feed.mode().0 != Mode::Bitmap;
+        let shipping = feed.mode().0 != Mode::Bitmap && !feed.is_interval();
         if shipping && now.saturating_sub(newest.1) >= timing.time_mark {
             feed.barrier(Barrier::time_mark(true), shared.clock.wall());
             feed.seal();
@@ -96,7 +96,11 @@ pub(crate) fn inject(shared: &Shared) {
             // The end of a pass.
             if feed.finish_catching_up(shared.clock.wall()) {
                 feed.seal();
-                tracing::info!(machine = %shared.machine, "the replica has caught up");
+                if !feed.is_interval() {
+                    tracing::info!(machine = %shared.machine, "the replica has caught up");
+                }
+            } else if failed && feed.is_interval() {
+                feed.cycle_unreadable();
             } else if failed {
                 feed = wait(&shared.injector, feed, AGAIN);
             }
@@ -262,6 +266,16 @@ impl Shared {
     pub(crate) fn settle(&self) {
         for disk in 0..self.disks.len() {
             let Some(settle) = self.feed().maps()[disk].next_settle() else { continue };
+            let done = settle.run();
+            self.feed().maps_mut()[disk].settled(&settle, done);
+        }
+    }
+
+    /// Makes every bit that is set now durable. A map that cannot be synced is given up, which its disk's next start
+    /// takes for doubt.
+    pub(crate) fn settle_now(&self) {
+        for disk in 0..self.disks.len() {
+            let settle = self.feed().maps()[disk].settle_now();
             let done = settle.run();
             self.feed().maps_mut()[disk].settled(&settle, done);
         }

@@ -254,6 +254,12 @@ impl ChangeMap {
         })
     }
 
+    /// What is to be synced so that every bit that is set now survives a power cut.
+    pub fn settle_now(&self) -> Settle {
+        let tick = self.log.as_ref().and_then(ActivityLog::unsettled).unwrap_or_default();
+        Settle { file: self.file.clone(), tick, doubts: self.doubts }
+    }
+
     /// What came of syncing.
     pub fn settled(&mut self, settle: &Settle, done: io::Result<()>) {
         match done {

@@ -106,6 +106,13 @@ impl Shared {
         }
     }
 
+    /// Digests of all disks as they are now: those of a machine that takes no writes, or views, which do not change.
+    pub(crate) fn digest_at_rest(&self) -> Result<Vec<Digest>, SourceError> {
+        let _turn = self.scanner.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        *self.scanner.scan() = Scan::default();
+        self.sum_all()
+    }
+
     fn sum_all(&self) -> Result<Vec<Digest>, SourceError> {
         let mut digests = Vec::new();
         let mut extents = Vec::new();

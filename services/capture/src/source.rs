@@ -14,11 +14,16 @@
 
 use crate::background;
 use crate::compare::{AskReplica, ReplicaSums};
+use crate::cycles;
 use crate::disk::SourceDisk;
+use crate::feed::compare::Resync;
+use crate::feed::interval::{Answer, Intervals, Want};
 use crate::feed::link::Halted;
 use crate::feed::queue::Peek;
-use crate::feed::{AckAhead, Connected, Feed, Next, ReplicaState, Totals};
-use crate::map::ChangeMap;
+use crate::feed::{AckAhead, Connected, Feed, ModeChange, Next, ReplicaState, Totals};
+use crate::hold::{Held, Ticket};
+use crate::interval::{ChangeTracker, Slot};
+use crate::map::{self, ChangeMap};
 use crate::nbd::BlockDevice;
 use crate::progress::Progress;
 use crate::splitter::{GuestIo, Part, Shared, SplitDisk, Waker};
@@ -34,7 +39,7 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -57,6 +62,24 @@ pub struct SourceSpec {
     pub id: DiskId,
     /// The disk.
     pub disk: Box<dyn SourceDisk>,
+}
+
+/// What a source is made of whose changes come in cycles.
+pub struct IntervalConfig {
+    /// Whose disks these are.
+    pub machine: MachineId,
+    /// Where maps and staging are kept: a folder of this source alone.
+    pub dir: PathBuf,
+    /// The disks' ids, in the order in which the tracker knows them.
+    pub disks: Vec<DiskId>,
+    /// Who knows what changed.
+    pub tracker: Box<dyn ChangeTracker>,
+}
+
+/// The front end of a source with cycles, and where its views are shown.
+struct Tracked {
+    slots: Vec<Arc<Slot>>,
+    tracker: Box<dyn ChangeTracker>,
 }
 
 /// Intervals of a source.
@@ -117,6 +140,9 @@ pub enum SourceError {
         /// Why.
         reason: String,
     },
+    /// Acknowledgements are held already.
+    #[error("acknowledgements of this machine are held already: one barrier with others at a time")]
+    Holding,
     /// Replication is stopped.
     #[error(transparent)]
     Halted(#[from] Halted),
@@ -144,6 +170,19 @@ pub enum SourceError {
     Io(#[from] io::Error),
 }
 
+/// A barrier that was cut.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cut {
+    /// Its place in the feed.
+    pub sequence: Sequence,
+    /// Its moment.
+    pub time: Timestamp,
+    /// What it makes.
+    pub kind: BarrierKind,
+    /// What it is called.
+    pub name: String,
+}
+
 /// How a source is.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SourceStatus {
@@ -157,7 +196,9 @@ pub struct SourceStatus {
     pub active_bytes: u64,
     /// Bytes of frames that are not acknowledged.
     pub waiting_bytes: u64,
-    /// Of those, bytes on disk.
+    /// Of those, bytes that the present stream was not given yet.
+    pub unsent_bytes: u64,
+    /// Of those that are not acknowledged, bytes on disk.
     pub staged_bytes: u64,
     /// The most that may wait.
     pub staging_max: u64,
@@ -171,9 +212,17 @@ pub struct SourceStatus {
     pub guest: GuestIo,
     /// The newest record.
     pub newest: (Sequence, Timestamp),
+    /// The newest moment that the present stream was given.
+    pub sent_time: Timestamp,
+    /// The newest moment that the target made durable.
+    pub acknowledged_time: Timestamp,
+    /// The newest changes of mode, oldest first.
+    pub changes: Vec<ModeChange>,
+    /// The resync under way.
+    pub resync: Option<Resync>,
     /// The epoch of the last stream.
     pub epoch: Epoch,
-    /// Why a map could not be believed at the start, where that was so.
+    /// Why a map could not be believed at the start, or the replica since then, where that was so.
     pub doubt: Option<String>,
     /// What of the agent's own files does not work now: maps, staging.
     pub faults: Vec<String>,
@@ -211,6 +260,50 @@ impl Source {
         clock: Arc<dyn Clock>,
         entropy: &mut dyn Entropy,
     ) -> Result<Self, SourceError> {
+        Self::make(config, None, timing, clock, entropy)
+    }
+
+    /// A source whose changes come in cycles, driven by a thread of its own. Where its machine is not there now, its
+    /// disks are taken to be as large as they were.
+    ///
+    /// Errors: as for [`Source::open`]; the machine is not there and never was.
+    pub fn open_interval(
+        config: IntervalConfig,
+        timing: Timing,
+        clock: Arc<dyn Clock>,
+        entropy: &mut dyn Entropy,
+    ) -> Result<Self, SourceError> {
+        let IntervalConfig { machine, dir, disks, mut tracker } = config;
+        let sizes = match tracker.sizes() {
+            Ok(sizes) if sizes.len() == disks.len() => sizes,
+            Ok(sizes) => {
+                let reason =
+                    format!("the machine has {} disks, and {} are configured", sizes.len(), disks.len());
+                return Err(SourceError::Disk { index: sizes.len().min(disks.len()), reason });
+            }
+            Err(why) => {
+                sizes_known(&dir, &disks).map_err(|index| SourceError::Disk { index, reason: why })?
+            }
+        };
+        let slots: Vec<Arc<Slot>> = sizes.iter().map(|size| Arc::new(Slot::new(*size))).collect();
+        let disks = disks.into_iter().zip(&slots);
+        let disks = disks.map(|(id, slot)| SourceSpec { id, disk: Box::new(slot.clone()) }).collect();
+        Self::make(
+            SourceConfig { machine, dir, disks },
+            Some(Tracked { slots, tracker }),
+            timing,
+            clock,
+            entropy,
+        )
+    }
+
+    fn make(
+        config: SourceConfig,
+        tracked: Option<Tracked>,
+        timing: Timing,
+        clock: Arc<dyn Clock>,
+        entropy: &mut dyn Entropy,
+    ) -> Result<Self, SourceError> {
         let SourceConfig { machine, dir, disks } = config;
         let state = |source| SourceError::State { dir: dir.clone(), source };
         std::fs::create_dir_all(&dir).map_err(state)?;
@@ -244,6 +337,9 @@ impl Source {
         if !doubts.is_empty() {
             feed.doubt();
         }
+        if tracked.is_some() {
+            feed.set_interval();
+        }
         let shared = Arc::new(Shared::new(machine, parts, sizes, feed, clock));
         if !believed {
             // In this order: a power cut in between must not leave maps that nothing contradicts.
@@ -261,19 +357,22 @@ impl Source {
             threads: Mutex::new(Some(Vec::new())),
             _lock: lock,
         };
-        source.start(timing).map_err(|source| SourceError::Threads { machine, source })?;
+        source.start(timing, tracked).map_err(|source| SourceError::Threads { machine, source })?;
         Ok(source)
     }
 
-    fn start(&self, timing: Timing) -> io::Result<()> {
+    fn start(&self, timing: Timing, tracked: Option<Tracked>) -> io::Result<()> {
         type Body = Box<dyn FnOnce(&Shared) + Send>;
-        let bodies: [(&str, Body); 5] = [
+        let mut bodies: Vec<(&str, Body)> = vec![
             ("feed-ticker", Box::new(move |shared| background::tick(shared, timing))),
             ("feed-injector", Box::new(background::inject)),
             ("feed-stager", Box::new(background::stage)),
             ("feed-keeper", Box::new(background::keep)),
             ("feed-settler", Box::new(background::settle)),
         ];
+        if let Some(Tracked { slots, tracker }) = tracked {
+            bodies.push(("feed-cycler", Box::new(move |shared| cycles::run(shared, &slots, tracker))));
+        }
         for (name, body) in bodies {
             let shared = self.shared.clone();
             let thread = std::thread::Builder::new().name(name.into()).spawn(move || body(&shared))?;
@@ -282,9 +381,68 @@ impl Source {
         Ok(())
     }
 
+    /// Whether its changes come in cycles: nothing is served then, and every barrier waits for a cycle.
+    pub fn is_interval(&self) -> bool {
+        self.shared.feed().is_interval()
+    }
+
+    /// How often cycles and points are to be made; without cycles nothing happens.
+    pub fn set_intervals(&self, intervals: Intervals) {
+        let mut feed = self.shared.feed();
+        if let Some(interval) = feed.interval_mut() {
+            interval.intervals = intervals;
+        }
+        self.shared.cycler.notify_all();
+    }
+
+    /// Asks the thread that drives the cycles for something, and waits until it is answered.
+    fn want(&self, want: Want) -> Answer {
+        let refused = |why: &str| Answer::Refused(why.to_owned());
+        let mut feed = self.shared.feed();
+        let Some(interval) = feed.interval_mut() else { return refused("this source has no cycles") };
+        let id = interval.wish(want);
+        self.shared.cycler.notify_all();
+        loop {
+            let Some(interval) = feed.interval_mut() else { return refused("this source has no cycles") };
+            if let Some(answer) = interval.answers.remove(&id) {
+                return answer;
+            }
+            if self.shared.is_stopping() {
+                return refused("the agent stops");
+            }
+            feed = wait(&self.shared.cycler, feed);
+        }
+    }
+
+    fn want_barrier(&self, barrier: Barrier, hold: bool) -> Result<(Sequence, Timestamp), SourceError> {
+        let (mode, reason) = {
+            let feed = self.shared.feed();
+            let (mode, reason) = feed.told_mode();
+            (mode, reason.to_owned())
+        };
+        if !mode.is_whole() {
+            return Err(SourceError::NotShipping { mode: mode.name(), reason });
+        }
+        match self.want(Want::Barrier { barrier, hold }) {
+            Answer::Cut(sequence, time) => Ok((sequence, time)),
+            Answer::Done => Err(SourceError::NotShipping { mode: mode.name(), reason }),
+            Answer::Refused(reason) => Err(SourceError::NotShipping { mode: mode.name(), reason }),
+        }
+    }
+
     /// One of its disks, to be served.
     pub fn device(&self, index: usize) -> Option<Arc<dyn BlockDevice>> {
         SplitDisk::new(self.shared.clone(), index).map(|disk| Arc::new(disk) as Arc<dyn BlockDevice>)
+    }
+
+    /// One of its disks, for what the machine wrote elsewhere and brings home: written also while guests' writes are
+    /// refused. Ships nothing while paused: what is written only becomes stale in the map. `None`: it is not there, or
+    /// is followed and not served here.
+    pub fn homeward(&self, index: usize) -> Option<Arc<dyn BlockDevice>> {
+        if self.is_interval() {
+            return None;
+        }
+        SplitDisk::homeward(self.shared.clone(), index).map(|disk| Arc::new(disk) as Arc<dyn BlockDevice>)
     }
 
     /// The sizes of its disks, in bytes.
@@ -380,9 +538,10 @@ impl Source {
     }
 
     /// Refuses guests' writes from now on, over restarts of the agent, until [`Source::release`]; returns when
-    /// those under way are done and in the feed. Reading goes on, and so does shipping.
+    /// those under way are done and in the feed. Reading goes on, and so does shipping. Where changes come in cycles
+    /// the machine itself is stopped; that may take as long as it takes to shut down.
     ///
-    /// Errors: the wish could not be made durable; writes are taken as before.
+    /// Errors: the wish could not be made durable, or the machine does not stop; writes are taken as before.
     pub fn halt(&self) -> io::Result<()> {
         let epoch = self.shared.feed().epoch();
         let folder = self.halt_file.parent().unwrap_or(Path::new("."));
@@ -391,6 +550,13 @@ impl Source {
         file.sync_all()?;
         File::open(folder)?.sync_all()?;
         self.shared.halt();
+        if self.is_interval()
+            && let Answer::Refused(why) = self.want(Want::Stop)
+        {
+            self.shared.release();
+            std::fs::remove_file(&self.halt_file)?;
+            return Err(io::Error::other(why));
+        }
         Ok(())
     }
 
@@ -403,7 +569,14 @@ impl Source {
             _ => {}
         }
         File::open(self.halt_file.parent().unwrap_or(Path::new(".")))?.sync_all()?;
+        let was_halted = self.shared.is_halted();
         self.shared.release();
+        if was_halted
+            && self.is_interval()
+            && let Answer::Refused(why) = self.want(Want::Start)
+        {
+            return Err(io::Error::other(why));
+        }
         Ok(())
     }
 
@@ -414,7 +587,8 @@ impl Source {
         Some(Epoch(text.trim().parse().unwrap_or(0)))
     }
 
-    /// Cuts a barrier that makes a recovery point, and sends it at once.
+    /// Cuts a barrier that makes a recovery point, and sends it at once; where changes come in cycles, a cycle begins
+    /// at once and ends with it, and this waits for that.
     ///
     /// Errors: nothing is shipped now, or a repair is under way; no point was made.
     pub fn barrier(
@@ -423,20 +597,83 @@ impl Source {
         name: &str,
         point: PointId,
     ) -> Result<(Sequence, Timestamp), SourceError> {
-        self.shared.with_feed(|feed| {
-            let (mode, reason) = feed.mode();
-            let refused = SourceError::NotShipping { mode: mode.name(), reason: reason.to_owned() };
-            if mode != Mode::Data {
-                return Err(refused);
-            }
+        if self.is_interval() {
             let barrier = Barrier { kind, consistent: true, point: Some(point), name: name.to_owned() };
-            let cut = feed.barrier(barrier, self.shared.clock.wall());
-            feed.seal();
-            match cut {
-                Some((sequence, time, true)) => Ok((sequence, time)),
-                Some((_, _, false)) | None => Err(refused),
-            }
+            return self.want_barrier(barrier, false);
+        }
+        self.barrier_as(point, |_, _| (kind, name.to_owned())).map(|cut| (cut.sequence, cut.time))
+    }
+
+    /// The same, of the kind and with the name that `decide` says. It is given our uptime and the bytes that guests
+    /// wrote up to this place, and nothing is written between its answer and the barrier.
+    ///
+    /// Errors: as for [`Source::barrier`].
+    pub fn barrier_as(
+        &self,
+        point: PointId,
+        decide: impl FnOnce(Duration, u64) -> (BarrierKind, String),
+    ) -> Result<Cut, SourceError> {
+        self.shared.with_feed(|feed| self.cut(feed, point, decide))
+    }
+
+    /// Cuts a barrier together with others: writes behind it are not acknowledged until [`Source::end_hold`], or until
+    /// `most` is over (see `hold`).
+    ///
+    /// Errors: as for [`Source::barrier`]; nothing is held then.
+    pub fn barrier_and_hold(
+        &self,
+        point: PointId,
+        most: Duration,
+        decide: impl FnOnce(Duration, u64) -> (BarrierKind, String),
+    ) -> Result<(Ticket, Cut), SourceError> {
+        let shared = &self.shared;
+        shared.with_feed(|feed| {
+            let ticket = shared.hold.begin(&*shared.clock, most).ok_or(SourceError::Holding)?;
+            let cut = self.cut(feed, point, decide).inspect_err(|_| {
+                shared.hold.end(ticket, &*shared.clock);
+            })?;
+            Ok((ticket, cut))
         })
+    }
+
+    /// Acknowledges what waits, and says whether all of it waited until now.
+    pub fn end_hold(&self, ticket: Ticket) -> Held {
+        self.shared.hold.end(ticket, &*self.shared.clock)
+    }
+
+    /// Time since some moment before the start: what [`Source::barrier_as`] goes by.
+    pub fn uptime(&self) -> Duration {
+        self.shared.clock.uptime()
+    }
+
+    /// Bytes that guests wrote since the start, as [`Source::barrier_as`] counts them.
+    pub fn written_bytes(&self) -> u64 {
+        self.shared.feed().totals.written
+    }
+
+    fn cut(
+        &self,
+        feed: &mut Feed,
+        point: PointId,
+        decide: impl FnOnce(Duration, u64) -> (BarrierKind, String),
+    ) -> Result<Cut, SourceError> {
+        let (mode, reason) = feed.mode();
+        if feed.is_interval() {
+            let reason = "its changes come in cycles, which end when they end".to_owned();
+            return Err(SourceError::NotShipping { mode: mode.name(), reason });
+        }
+        let refused = SourceError::NotShipping { mode: mode.name(), reason: reason.to_owned() };
+        if mode != Mode::Data {
+            return Err(refused);
+        }
+        let (kind, name) = decide(self.shared.clock.uptime(), feed.totals.written);
+        let barrier = Barrier { kind, consistent: true, point: Some(point), name: name.clone() };
+        let cut = feed.barrier(barrier, self.shared.clock.wall());
+        feed.seal();
+        match cut {
+            Some((sequence, time, true)) => Ok(Cut { sequence, time, kind, name }),
+            Some((_, _, false)) | None => Err(refused),
+        }
     }
 
     /// Cuts a barrier and digests every disk as of it, while the machine runs on. Reads all disks once.
@@ -447,7 +684,33 @@ impl Source {
         &self,
         point: PointId,
     ) -> Result<(Sequence, Timestamp, Vec<Digest>), SourceError> {
+        if self.is_interval() {
+            let barrier = Barrier {
+                kind: BarrierKind::Crash,
+                consistent: true,
+                point: Some(point),
+                name: "verify".into(),
+            };
+            let (sequence, time) = self.want_barrier(barrier, true)?;
+            let digests = self.shared.digest_at_rest();
+            let mut feed = self.shared.feed();
+            if let Some(interval) = feed.interval_mut() {
+                interval.holds = interval.holds.saturating_sub(1);
+            }
+            self.shared.cycler.notify_all();
+            return Ok((sequence, time, digests?));
+        }
         self.shared.digest(|| self.barrier(BarrierKind::Crash, "verify", point))
+    }
+
+    /// Digests every disk while guests' writes are refused. Reads all disks once.
+    ///
+    /// Errors: they are not refused; a disk cannot be read.
+    pub fn digest_at_rest(&self) -> Result<Vec<Digest>, SourceError> {
+        if !self.shared.is_halted() {
+            return Err(SourceError::Digest { reason: "the machine still writes".into() });
+        }
+        self.shared.digest_at_rest()
     }
 
     /// Sends regions again, which the replica lost: from a disk's first one up to, and without, the last.
@@ -457,11 +720,21 @@ impl Source {
         self.shared.with_feed(|feed| feed.send_again(lost, self.shared.clock.wall()))
     }
 
+    /// Compares all of source and replica and sends what differs; at once, or as soon as something is shipped again.
+    pub fn compare_all(&self, reason: &str) {
+        self.shared.with_feed(|feed| feed.compare_all(reason, self.shared.clock.wall()));
+    }
+
+    /// Whether a resync waits or is under way.
+    pub fn is_in_doubt(&self) -> bool {
+        self.shared.feed().resync().is_some()
+    }
+
     /// How it is.
     pub fn status(&self) -> SourceStatus {
         let guest = self.shared.io.now();
         let feed = self.shared.feed();
-        let (mode, reason) = feed.mode();
+        let (mode, reason) = feed.told_mode();
         let queue = feed.queue();
         let faults = feed.maps().iter().filter_map(ChangeMap::fault).chain(queue.fault());
         SourceStatus {
@@ -470,6 +743,11 @@ impl Source {
             dirty_bytes: feed.dirty_bytes(),
             active_bytes: feed.maps().iter().map(ChangeMap::active_bytes).sum(),
             waiting_bytes: queue.bytes(),
+            unsent_bytes: queue.unsent_bytes(),
+            sent_time: queue.sent_time(),
+            acknowledged_time: queue.acked_time(),
+            changes: feed.changes().iter().cloned().collect(),
+            resync: feed.resync(),
             staged_bytes: queue.staged_bytes(),
             staging_max: queue.bytes_max(),
             waiting_frames: queue.len(),
@@ -478,7 +756,11 @@ impl Source {
             guest,
             newest: feed.newest(),
             epoch: feed.epoch(),
-            doubt: self.doubt.clone(),
+            doubt: feed
+                .tracking_doubt()
+                .or_else(|| feed.doubted_since())
+                .map(str::to_owned)
+                .or_else(|| self.doubt.clone()),
             halted: self.shared.is_halted(),
             faults: faults.map(str::to_owned).collect(),
         }
@@ -532,6 +814,19 @@ impl Drop for Source {
                 "the source could not be closed in good order: more than needed is sent after the next start");
         }
     }
+}
+
+fn wait<'a>(condvar: &Condvar, feed: MutexGuard<'a, Feed>) -> MutexGuard<'a, Feed> {
+    condvar.wait(feed).unwrap_or_else(PoisonError::into_inner)
+}
+
+/// How large the disks were, by their change maps. Errors: which of them never was seen.
+fn sizes_known(dir: &Path, disks: &[DiskId]) -> Result<Vec<u64>, usize> {
+    let known = |(index, id): (usize, &DiskId)| {
+        let facts = File::open(dir.join(format!("{id}.map"))).and_then(|file| map::look(&file));
+        facts.ok().flatten().filter(|facts| facts.damage.is_none()).map(|facts| facts.size).ok_or(index)
+    };
+    disks.iter().enumerate().map(known).collect()
 }
 
 fn lock(dir: &Path) -> Result<File, SourceError> {

@@ -1,7 +1,7 @@
 //! A guest's requests to one disk of a source: applied to the disk and appended to the feed, in one order.
 //!
 //! ```text
-//! write:  range lock ─► extent active ─► bits set (map file) ─► pwrite ─► feed (sequence, moment) ─► unlock ─► ack
+//! write:  range lock ─► extent active ─► bits set (map file) ─► pwrite ─► feed (sequence, moment) ─► (hold) ─► unlock ─► ack
 //! read:   range lock, shared ─► pread ─► unlock
 //! ```
 //!
@@ -20,6 +20,7 @@ use crate::activity::Record;
 use crate::compare::AskReplica;
 use crate::disk::SourceDisk;
 use crate::feed::{Applied, Events, Feed};
+use crate::hold::Hold;
 use crate::nbd::{BlockDevice, Extent};
 use crate::ranges::RangeLocks;
 use crate::scan::Scanner;
@@ -105,6 +106,8 @@ pub(crate) struct Shared {
     pub(crate) injector: Condvar,
     pub(crate) stager: Condvar,
     pub(crate) keeper: Condvar,
+    /// Whoever drives cycles, and who waits for something of theirs.
+    pub(crate) cycler: Condvar,
     /// A record of an activity log was written.
     recorded: Condvar,
     pub(crate) waker: Mutex<Option<Waker>>,
@@ -116,6 +119,8 @@ pub(crate) struct Shared {
     closed: AtomicBool,
     /// The machine moves elsewhere: what it still wants to write is refused.
     halted: AtomicBool,
+    /// Acknowledgements wait for other machines.
+    pub(crate) hold: Hold,
 }
 
 /// One disk.
@@ -159,6 +164,7 @@ impl Shared {
             injector: Condvar::new(),
             stager: Condvar::new(),
             keeper: Condvar::new(),
+            cycler: Condvar::new(),
             recorded: Condvar::new(),
             waker: Mutex::new(None),
             ask_replica: Mutex::new(None),
@@ -168,6 +174,7 @@ impl Shared {
             stop: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             halted: AtomicBool::new(false),
+            hold: Hold::default(),
         }
     }
 
@@ -185,12 +192,15 @@ impl Shared {
 
     /// With the lock held, so that nobody misses it between looking and waiting.
     pub(crate) fn tell(&self, feed: &mut Feed) {
-        let Events { opened, frames, inject, stage } = feed.take_events();
+        let Events { opened, frames, inject, stage, cycle } = feed.take_events();
         if opened {
             self.ticker.notify_one();
         }
         if inject {
             self.injector.notify_one();
+        }
+        if cycle {
+            self.cycler.notify_all();
         }
         if stage {
             self.stager.notify_one();
@@ -204,13 +214,13 @@ impl Shared {
     }
 
     /// Before a change is applied.
-    fn begin(&self, disk: DiskIndex, offset: u64, length: u64) -> io::Result<()> {
+    fn begin(&self, (disk, offset, length): (DiskIndex, u64, u64), door: Door) -> io::Result<()> {
         let mut feed = self.feed();
         loop {
             if self.closed.load(Ordering::Acquire) {
                 return Err(io::Error::other("this disk is closed: its agent stops"));
             }
-            if self.halted.load(Ordering::Acquire) {
+            if door == Door::Guest && self.halted.load(Ordering::Acquire) {
                 let why = "this machine was moved elsewhere: its disks take no writes here";
                 return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
             }
@@ -266,6 +276,11 @@ impl Shared {
             let _feed = self.feed();
             door.store(true, Ordering::Release);
         }
+        self.drain();
+    }
+
+    /// Returns when what is under way on the disks now is done.
+    pub(crate) fn drain(&self) {
         for (part, size) in self.disks.iter().zip(&self.sizes) {
             drop(part.locks.exclusive(0, *size));
         }
@@ -275,7 +290,8 @@ impl Shared {
     pub(crate) fn stop(&self) {
         let _feed = self.feed();
         self.stop.store(true, Ordering::Release);
-        for waiting in [&self.frames, &self.ticker, &self.injector, &self.stager, &self.keeper] {
+        for waiting in [&self.frames, &self.ticker, &self.injector, &self.stager, &self.keeper, &self.cycler]
+        {
             waiting.notify_all();
         }
     }
@@ -285,11 +301,25 @@ impl Shared {
 pub(crate) struct SplitDisk {
     shared: Arc<Shared>,
     index: usize,
+    door: Door,
+}
+
+/// Who changes a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Door {
+    /// A guest. Refused while the machine is elsewhere.
+    Guest,
+    /// What the machine wrote elsewhere, on its way home.
+    Home,
 }
 
 impl SplitDisk {
     pub(crate) fn new(shared: Arc<Shared>, index: usize) -> Option<Self> {
-        (index < shared.disks.len()).then_some(Self { shared, index })
+        (index < shared.disks.len()).then_some(Self { shared, index, door: Door::Guest })
+    }
+
+    pub(crate) fn homeward(shared: Arc<Shared>, index: usize) -> Option<Self> {
+        (index < shared.disks.len()).then_some(Self { shared, index, door: Door::Home })
     }
 
     fn part(&self) -> &Part {
@@ -308,13 +338,20 @@ impl SplitDisk {
         let change = change(disk);
         let _held = part.locks.exclusive(offset, length);
         shared.scanner.before_change(shared, self.index, offset, length);
-        shared.begin(disk, offset, length)?;
+        shared.begin((disk, offset, length), self.door)?;
         if let Err(error) = apply(&*part.disk) {
             shared.with_feed(|feed| feed.failed(disk, offset, length, shared.clock.wall()));
             return Err(error);
         }
-        shared.with_feed(|feed| feed.applied(disk, offset, change, shared.clock.wall()));
-        if durable { part.flush() } else { Ok(()) }
+        let held = shared.with_feed(|feed| {
+            feed.applied(disk, offset, change, shared.clock.wall());
+            shared.hold.under_way()
+        });
+        let done = if durable { part.flush() } else { Ok(()) };
+        if let Some(ticket) = held {
+            shared.hold.wait(ticket, &*shared.clock);
+        }
+        done
     }
 }
 

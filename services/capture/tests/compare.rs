@@ -269,3 +269,67 @@ fn under_writes_all_the_while_the_replica_ends_up_right() {
         assert!(digest_of(&now) == digest_of(&held.images[0]), "seed {seed}");
     }
 }
+
+#[test]
+fn an_ordered_comparison_finds_what_nobody_knew_of_and_sends_nothing_else() {
+    let machine = Doubted::new(60);
+    let source = open(machine.dir.path(), &machine.disk);
+    let target =
+        Target::connect_and_answer(&source, machine.held, |held, disk, nodes| Ok(sums_of(held, disk, nodes)));
+    drop(target.wait_for_all(&source));
+    assert_eq!(source.status().resync, None);
+    let before = source.status().totals.injected;
+    // A write is in the frame that is being filled as the order comes; and two regions differ without anybody knowing.
+    let device = source.device(0).unwrap();
+    device.write(9 * REGION_BYTES + 512, &[0x77; 512], false).unwrap();
+    target.held().images[0][30 * REGION..30 * REGION + 5].fill(0xaa);
+    machine.disk.write((222 * REGION) as u64, b"behind its back").unwrap();
+    source.compare_all("ordered");
+    assert!(source.is_in_doubt());
+    device.write(12 * REGION_BYTES, &[0x78; 512], false).unwrap();
+    let held = target.wait_for_all(&source);
+    let mut now = vec![0; SIZE];
+    machine.disk.read(0, &mut now).unwrap();
+    assert!(digest_of(&now) == digest_of(&held.images[0]));
+    let injected = source.status().totals.injected - before;
+    assert!((2 * REGION_BYTES..=3 * REGION_BYTES).contains(&injected), "{injected} bytes");
+    let status = source.status();
+    assert_eq!((status.resync, status.doubt.as_deref()), (None, Some("ordered")));
+    let modes: Vec<&str> = status.changes.iter().map(|change| change.mode.name()).collect();
+    assert_eq!(modes[modes.len() - 2..], ["catching-up", "data"]);
+    assert!(status.changes.is_sorted_by(|a, b| a.at < b.at));
+}
+
+#[test]
+fn what_left_and_what_is_durable_is_told_with_its_moments() {
+    let machine = Doubted::new(61);
+    let source = open(machine.dir.path(), &machine.disk);
+    let target =
+        Target::connect_and_answer(&source, machine.held, |held, disk, nodes| Ok(sums_of(held, disk, nodes)));
+    drop(target.wait_for_all(&source));
+    target.set_deaf(true);
+    let device = source.device(0).unwrap();
+    for region in 0..40 {
+        device.write(region * REGION_BYTES, &[0x33; REGION], false).unwrap();
+    }
+    let status = source.status();
+    assert!(status.acknowledged_time <= status.sent_time && status.sent_time <= status.newest.1);
+    assert!(status.unsent_bytes <= status.waiting_bytes);
+    target.set_deaf(false);
+    drop(target.wait_for_all(&source));
+    let held = target.disconnect();
+    // Nobody is there: what is written waits, and none of it was given to a link.
+    device.write(0, &[0x34; REGION], false).unwrap();
+    source
+        .barrier(
+            continuum_model::feed::BarrierKind::Crash,
+            "",
+            continuum_model::id::PointId::from_bytes([1; 16]),
+        )
+        .unwrap();
+    let status = source.status();
+    assert!(status.unsent_bytes >= REGION_BYTES && status.sent_time < status.newest.1, "{status:?}");
+    let target = Target::connect(&source, held);
+    drop(target.wait_for_all(&source));
+    assert_eq!(source.status().unsent_bytes, 0);
+}

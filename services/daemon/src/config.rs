@@ -3,11 +3,11 @@
 //! All problems are told at once, each with its field and what would be right; nothing is touched before
 //! everything is valid.
 
-use crate::role::{Role, configuration, vault_config};
+use crate::role::{Follow, Hooks, Role, configuration, vault_config};
 use continuum_master_target::Schedule;
 use continuum_model::fault::Fault;
 use continuum_model::id::DiskId;
-use continuum_model::policy::Policy;
+use continuum_model::policy::{BandwidthLimit, Policy, schedule_problems};
 use continuum_model::untrusted::shown;
 use continuum_vault::VaultConfig;
 use serde::Deserialize;
@@ -46,6 +46,8 @@ pub struct Vault {
     #[serde(default)]
     policy: Policy,
     database: Option<String>,
+    /// How long a process server is away before machines that cannot reach it are moved to another one of its site.
+    process_server_lost_seconds: Option<u64>,
     /// Orders that a second person must agree to.
     #[serde(default)]
     four_eyes: Vec<String>,
@@ -94,6 +96,9 @@ pub struct Server {
     listen: SocketAddr,
     advertise: Option<String>,
     vault: String,
+    /// How fast change data of all machines together may leave, by its own hours.
+    #[serde(default)]
+    bandwidth: Vec<BandwidthLimit>,
 }
 
 /// `[master_target]`
@@ -124,11 +129,21 @@ pub struct Agent {
     #[serde(default = "default_fabric")]
     fabric: String,
     dir: PathBuf,
-    socket: PathBuf,
+    /// Where guests find the disks; not for disks that are only followed.
+    socket: Option<PathBuf>,
     identity: PathBuf,
     vault: String,
     #[serde(default)]
     disks: Vec<Disk>,
+    /// What is done for application-consistent points.
+    hooks: Option<Hooks>,
+    /// Where members of its consistency group are let in, should this agent lead one.
+    #[serde(default = "default_group_listen")]
+    group_listen: SocketAddr,
+    /// Where they reach it; otherwise the address from which this machine reaches its vault.
+    group_advertise: Option<String>,
+    /// Where the disks are somebody else's, and their changes are followed: `[agent.qemu]`.
+    qemu: Option<Qemu>,
 }
 
 /// `[[agent.disks]]`
@@ -136,8 +151,108 @@ pub struct Agent {
 #[serde(deny_unknown_fields)]
 pub struct Disk {
     name: String,
-    path: PathBuf,
+    /// Of a disk that is served.
+    path: Option<PathBuf>,
     create_bytes: Option<u64>,
+    /// Of a disk that is followed: what QEMU calls it.
+    node: Option<String>,
+}
+
+/// `[agent.qemu]`
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Qemu {
+    monitor: PathBuf,
+    guest_agent: Option<PathBuf>,
+    scratch: Option<PathBuf>,
+    #[serde(default = "default_stop_seconds")]
+    stop_seconds: u64,
+}
+
+impl Agent {
+    fn follow(&self) -> Option<Follow> {
+        let qemu = self.qemu.as_ref()?;
+        let node = |disk: &Disk| disk.node.clone().unwrap_or_else(|| disk.name.clone());
+        Some(Follow::Qemu {
+            monitor: qemu.monitor.clone(),
+            guest_agent: qemu.guest_agent.clone(),
+            nodes: self.disks.iter().map(node).collect(),
+            scratch: qemu.scratch.clone().unwrap_or_else(|| self.dir.join("scratch")),
+            stop_seconds: qemu.stop_seconds,
+        })
+    }
+
+    /// What is wrong with how it sees its machine.
+    fn front_end_problems(&self, problems: &mut Vec<String>) {
+        let name = shown(&self.name);
+        let relative = |field: &str, path: &Path| {
+            (!path.is_absolute()).then(|| {
+                format!("agent.{field}: {} is a relative path; write it from the root", path.display())
+            })
+        };
+        let Some(qemu) = &self.qemu else {
+            match &self.socket {
+                None => problems.push(format!(
+                    "agent {name}: it has no `socket` at which its disks are served, and no [agent.qemu] by which they are followed"
+                )),
+                Some(socket) => {
+                    problems.extend(relative("socket", socket));
+                    if socket.as_os_str().len() > 100 {
+                        problems.push("agent.socket: longer than 100 bytes, too long for a socket".into());
+                    }
+                }
+            }
+            for disk in &self.disks {
+                match &disk.path {
+                    None => {
+                        problems.push(format!("agent {name}: its disk {} has no path", shown(&disk.name)))
+                    }
+                    Some(path) => {
+                        problems.extend(relative("disks.path", path));
+                        if disk.create_bytes.is_none() && path.is_absolute() && !path.exists() {
+                            let path = path.display();
+                            problems.push(format!(
+                                "agent.disks.path: there is no {path}; `create_bytes` makes one"
+                            ));
+                        }
+                    }
+                }
+                if disk.node.is_some() {
+                    problems
+                        .push(format!("agent {name}: `node` is for disks that are followed by [agent.qemu]"));
+                }
+            }
+            return;
+        };
+        if self.socket.is_some() {
+            problems.push(format!(
+                "agent {name}: it has both `socket` and [agent.qemu]; its disks are served or followed"
+            ));
+        }
+        let paths = [
+            ("qemu.monitor", Some(&qemu.monitor)),
+            ("qemu.guest_agent", qemu.guest_agent.as_ref()),
+            ("qemu.scratch", qemu.scratch.as_ref()),
+        ];
+        for (field, path) in paths.into_iter().filter_map(|(field, path)| Some((field, path?))) {
+            problems.extend(relative(field, path));
+            if field != "qemu.scratch" && path.as_os_str().len() > 100 {
+                problems.push(format!("agent.{field}: longer than 100 bytes, too long for a socket"));
+            }
+        }
+        let scratch = qemu.scratch.clone().unwrap_or_else(|| self.dir.join("scratch"));
+        if scratch.as_os_str().len() > 85 {
+            problems.push("agent.qemu.scratch: longer than 85 bytes; a socket is made in it".into());
+        }
+        if !(1..=540).contains(&qemu.stop_seconds) {
+            problems.push(format!("agent.qemu.stop_seconds: {} is not within 1 and 540", qemu.stop_seconds));
+        }
+        if self.disks.iter().any(|disk| disk.path.is_some() || disk.create_bytes.is_some()) {
+            problems.push(format!(
+                "agent {name}: disks that are followed have a `node`, and no `path` or `create_bytes`"
+            ));
+        }
+    }
 }
 
 impl Agent {
@@ -150,8 +265,17 @@ impl Agent {
     }
 }
 
+const fn default_stop_seconds() -> u64 {
+    120
+}
+
 const fn default_archive_seconds() -> u64 {
     3600
+}
+
+/// The port of consistency groups. A second agent on one machine finds it taken, and leads no group.
+fn default_group_listen() -> SocketAddr {
+    ([0, 0, 0, 0], 20004).into()
 }
 
 fn default_fabric() -> String {
@@ -224,6 +348,12 @@ fn problems(config: &Config) -> Vec<String> {
     if let Some(vault) = &config.vault {
         problems.extend(vault.policy.problems().iter().map(|problem| format!("vault.policy.{problem}")));
         problems.extend(vault.config().problems().iter().map(|problem| format!("vault.{problem}")));
+        if vault.process_server_lost_seconds.is_some_and(|seconds| seconds < 5) {
+            problems.push(
+                "vault.process_server_lost_seconds: less than 5 s would move machines at every restart; choose more"
+                    .into(),
+            );
+        }
         if vault.advertise.is_some() != vault.advertise_enrolment.is_some() {
             problems.push("vault.advertise and vault.advertise_enrolment: name both or neither".into());
         }
@@ -231,6 +361,8 @@ fn problems(config: &Config) -> Vec<String> {
     if let Some(server) = &config.process_server {
         paths.extend([("process_server.dir", &*server.dir), ("process_server.identity", &*server.identity)]);
         identities.push(("process_server.identity", &server.identity));
+        let wrong = schedule_problems(&server.bandwidth);
+        problems.extend(wrong.iter().map(|problem| format!("process_server.{problem}")));
     }
     if let Some(target) = &config.master_target {
         paths.extend([
@@ -259,18 +391,22 @@ fn problems(config: &Config) -> Vec<String> {
         }
     }
     for (at, agent) in config.agent.iter().enumerate() {
-        let fields: [(&str, &Path); 3] =
-            [("dir", &agent.dir), ("socket", &agent.socket), ("identity", &agent.identity)];
-        let disks = agent.disks.iter().map(|disk| ("disks.path", &*disk.path));
-        for (field, path) in fields.into_iter().chain(disks) {
+        let fields: [(&str, &Path); 2] = [("dir", &agent.dir), ("identity", &agent.identity)];
+        for (field, path) in fields {
             if !path.is_absolute() {
                 let path = path.display();
                 problems.push(format!("agent.{field}: {path} is a relative path; write it from the root"));
             }
         }
-        if agent.socket.as_os_str().len() > 100 {
-            problems.push("agent.socket: longer than 100 bytes, too long for a socket".into());
+        let hooks = agent.hooks.iter().flat_map(Hooks::problems);
+        problems.extend(hooks.map(|problem| format!("agent.hooks: {problem}")));
+        if agent.hooks.is_some() && agent.qemu.is_some() {
+            problems.push(
+                "agent.hooks: they are for disks that are served here; QEMU's guest agent freezes the others"
+                    .into(),
+            );
         }
+        agent.front_end_problems(&mut problems);
         if agent.disks.is_empty() {
             problems.push(format!("agent {}: it has no disk; add [[agent.disks]]", shown(&agent.name)));
         }
@@ -280,18 +416,17 @@ fn problems(config: &Config) -> Vec<String> {
         if names.len() < agent.disks.len() {
             problems.push(format!("agent {}: two of its disks have one name", shown(&agent.name)));
         }
-        for disk in &agent.disks {
-            if disk.create_bytes.is_none() && disk.path.is_absolute() && !disk.path.exists() {
-                let path = disk.path.display();
-                problems.push(format!("agent.disks.path: there is no {path}; `create_bytes` makes one"));
-            }
-        }
         let others = config.agent.iter().skip(at + 1);
         if others.into_iter().any(|other| {
-            other.dir == agent.dir || other.identity == agent.identity || other.socket == agent.socket
+            let monitor = |agent: &Agent| agent.qemu.as_ref().map(|qemu| qemu.monitor.clone());
+            other.dir == agent.dir
+                || other.identity == agent.identity
+                || (other.socket.is_some() && other.socket == agent.socket)
+                || (monitor(other).is_some() && monitor(other) == monitor(agent))
         }) {
             let name = shown(&agent.name);
-            problems.push(format!("agent {name}: another agent has its dir, identity or socket, too"));
+            problems
+                .push(format!("agent {name}: another agent has its dir, identity, socket or monitor, too"));
         }
         identities.push(("agent.identity", &agent.identity));
     }
@@ -331,6 +466,7 @@ fn roles(config: Config) -> Result<Vec<(&'static str, Role)>, Fault> {
                 sites: vault.sites.iter().map(Site::parts).collect(),
                 policy: vault.policy,
                 database: vault.database,
+                process_server_lost_seconds: vault.process_server_lost_seconds,
                 four_eyes: vault.four_eyes,
             },
         ));
@@ -346,6 +482,7 @@ fn roles(config: Config) -> Result<Vec<(&'static str, Role)>, Fault> {
                 listen: server.listen,
                 advertise: server.advertise,
                 vault_address: server.vault,
+                bandwidth: server.bandwidth,
             },
         ));
     }
@@ -371,8 +508,10 @@ fn roles(config: Config) -> Result<Vec<(&'static str, Role)>, Fault> {
             .map_err(|error| configuration(error.to_string()))?;
         let machine = credentials.identity().id;
         let disk = |disk: &Disk| {
-            (agent.disk_id(&machine, disk), disk.name.clone(), disk.path.clone(), disk.create_bytes)
+            let path = disk.path.clone().unwrap_or_default();
+            (agent.disk_id(&machine, disk), disk.name.clone(), path, disk.create_bytes)
         };
+        let follow = agent.follow();
         roles.push((
             "agent",
             Role::Agent {
@@ -382,9 +521,13 @@ fn roles(config: Config) -> Result<Vec<(&'static str, Role)>, Fault> {
                 fabric: agent.fabric,
                 guest: "none".into(),
                 dir: agent.dir,
-                socket: agent.socket,
+                follow,
+                socket: agent.socket.unwrap_or_default(),
                 identity: agent.identity,
                 vault_address: agent.vault,
+                hooks: agent.hooks,
+                group_listen: Some(agent.group_listen),
+                group_advertise: agent.group_advertise,
             },
         ));
     }
@@ -416,6 +559,28 @@ mod tests {
             "master_target.identity",
         ] {
             assert!(text.contains(field), "{field} is missing from: {text}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_machine_that_is_followed_is_told() {
+        let text = refused(
+            "[[agent]]\nname=\"w\"\nsite=\"a\"\ndir=\"/d\"\nsocket=\"/s\"\nidentity=\"/nowhere\"\nvault=\"v:443\"\n\
+             [agent.qemu]\nmonitor=\"m.qmp\"\nstop_seconds=0\n\
+             [[agent.disks]]\nname=\"disk0\"\npath=\"/x\"\n\
+             [[agent]]\nname=\"x\"\nsite=\"a\"\ndir=\"/e\"\nidentity=\"/nowhere2\"\nvault=\"v:443\"\n\
+             [[agent.disks]]\nname=\"disk0\"\nnode=\"root\"\n",
+        );
+        for problem in [
+            "its disks are served or followed",
+            "agent.qemu.monitor: m.qmp is a relative path",
+            "stop_seconds: 0",
+            "have a `node`, and no `path`",
+            "agent x: it has no `socket`",
+            "its disk disk0 has no path",
+            "`node` is for disks that are followed",
+        ] {
+            assert!(text.contains(problem), "{problem} is missing from: {text}");
         }
     }
 

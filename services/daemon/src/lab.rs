@@ -15,7 +15,7 @@
 //! become folders are checked when a machine is added.
 
 use crate::control::{Answer, Ask, NewMachine, Process};
-use crate::role::{Published, Role};
+use crate::role::{Hooks, Published, Role};
 use continuum_fabric::lab::qemu;
 use continuum_model::fault::{Fault, FaultClass};
 use continuum_model::id::{DiskId, JobId};
@@ -357,11 +357,12 @@ impl Lab {
                 history_bytes_max: Some(Bytes(machine_share)),
                 crash_point_seconds: 60,
                 rpo_threshold_seconds: 60,
-                app_point_seconds: 0,
+                app_point_seconds: 600,
                 ..Policy::default()
             },
             database: None,
             four_eyes: Vec::new(),
+            process_server_lost_seconds: None,
             publish: Some(address_file.clone()),
         };
         let ports = free_ports().map_err(|error| failed("no free port", error))?;
@@ -385,6 +386,7 @@ impl Lab {
             listen: ([127, 0, 0, 1], 0).into(),
             advertise: None,
             vault_address: published.address.clone(),
+            bandwidth: Vec::new(),
         };
         self.supervise("process-server", "ps-1", self.role_command("process", &role)?);
         tell(2, "starting the master target");
@@ -422,6 +424,7 @@ impl Lab {
         let identity = self.identity("agent", &machine.name, PRIMARY, &home.join("identity")).await?;
         let number = self.spec().machines.iter().position(|other| other.name == machine.name).unwrap_or(0);
         let socket = self.run_dir.join(format!("m{number}.sock"));
+        let hook = self.run_dir.join(format!("m{number}.hook"));
         if machine.guest == "qemu" {
             self.prepare_qemu(&home, &machine.disks).await?;
         }
@@ -435,10 +438,18 @@ impl Lab {
                 .iter()
                 .map(|(id, name, size)| (*id, name.clone(), home.join(format!("{name}.img")), Some(*size)))
                 .collect(),
+            follow: None,
             dir: home.join("agent"),
             socket: socket.clone(),
             identity: identity.clone(),
             vault_address,
+            hooks: (machine.guest == "process").then(|| Hooks {
+                socket: Some(hook.clone()),
+                quiet: true,
+                ..Hooks::default()
+            }),
+            group_listen: Some(([127, 0, 0, 1], 0).into()),
+            group_advertise: None,
         };
         self.supervise(
             "agent",
@@ -458,6 +469,9 @@ impl Lab {
                 "--heartbeat".into(),
                 self.run_dir.join(format!("m{number}.hb")).display().to_string(),
             ]);
+            if machine.guest == "process" {
+                words.extend(["--hook".into(), hook.display().to_string()]);
+            }
             if machine.guest == "qemu" {
                 words.extend(["--machine".into(), self.machine_dir().display().to_string()]);
             }
@@ -513,6 +527,7 @@ impl Lab {
                 order: Some(pb::order_request::Order::Protect(pb::Protect {
                     policy: "default".into(),
                     target_site: SECONDARY.into(),
+                    start_at_us: None,
                 })),
                 ..Default::default()
             };
@@ -569,7 +584,7 @@ impl Lab {
                 site: site.into(),
                 machine: name.into(),
                 lifetime_seconds: 600,
-                operator_role: String::new(),
+                ..Default::default()
             };
             let reply = self
                 .client()

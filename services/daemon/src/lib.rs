@@ -14,3 +14,5 @@ pub mod role;
 
 /// Stores by hand, for the verbs that need no vault.
 pub use continuum_master_target::bare;
+/// What old sources held before machines came home, by hand.
+pub use continuum_mobility_agent::home::branch;

@@ -4,14 +4,17 @@
 //! it listens in the file it was told to, replaced atomically. It ends in good order on SIGTERM and SIGINT.
 
 use continuum_capture::freeze::{self, Watchdog};
+use continuum_fabric::kvm::{KvmMachine, KvmTracker};
 use continuum_fabric::lab::guest;
 pub use continuum_fabric::lab::guest::GuestConfig;
 use continuum_fabric::lab::qemu;
 use continuum_master_target::{MasterTargetConfig, Schedule};
-use continuum_mobility_agent::{AgentConfig, AgentDisk};
+use continuum_mobility_agent::hooks::keeper;
+use continuum_mobility_agent::{AgentConfig, AgentDisk, FrontEnd};
 use continuum_model::fault::{Fault, FaultClass};
 use continuum_model::id::DiskId;
-use continuum_model::policy::Policy;
+use continuum_model::policy::{BandwidthLimit, Policy};
+use continuum_model::untrusted::shown;
 use continuum_process_server::ProcessServerConfig;
 use continuum_vault::{SiteSpec, Vault, VaultConfig};
 use continuum_wire::tls::Credentials;
@@ -58,6 +61,9 @@ pub enum Role {
         /// Where to say where it listens.
         #[serde(default)]
         publish: Option<PathBuf>,
+        /// How long a process server is away before its machines are moved to another one.
+        #[serde(default)]
+        process_server_lost_seconds: Option<u64>,
     },
     /// The replication gateway.
     ProcessServer {
@@ -76,6 +82,9 @@ pub enum Role {
         advertise: Option<String>,
         /// `host:port`.
         vault_address: String,
+        /// How fast change data of all machines together may leave, by its own hours.
+        #[serde(default)]
+        bandwidth: Vec<BandwidthLimit>,
     },
     /// The keeper of replicas.
     MasterTarget {
@@ -115,6 +124,9 @@ pub enum Role {
         guest: String,
         /// Its disks: id, name, path, size to make it with.
         disks: Vec<(DiskId, String, PathBuf, Option<u64>)>,
+        /// Where somebody else serves the disks: how their changes are followed.
+        #[serde(default)]
+        follow: Option<Follow>,
         /// Change maps and staging.
         dir: PathBuf,
         /// Where guests find the disks.
@@ -123,7 +135,124 @@ pub enum Role {
         identity: PathBuf,
         /// `host:port`.
         vault_address: String,
+        /// What is done for application-consistent points.
+        #[serde(default)]
+        hooks: Option<Hooks>,
+        /// Where members of a consistency group are let in.
+        #[serde(default)]
+        group_listen: Option<SocketAddr>,
+        /// Where they reach it.
+        #[serde(default)]
+        group_advertise: Option<String>,
     },
+}
+
+/// `[agent.hooks]`: what a machine does for application-consistent points.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Hooks {
+    /// A program and its arguments, run before.
+    pub pre: Vec<String>,
+    /// The same, run after, always.
+    pub post: Vec<String>,
+    /// For each of the two; 0: 30 s.
+    pub timeout_seconds: u64,
+    /// Mount points of file systems that are frozen.
+    pub freeze: Vec<PathBuf>,
+    /// The socket of an application that can hold still.
+    pub socket: Option<PathBuf>,
+    /// The longest that anything stays frozen; 0: 10 s.
+    pub frozen_seconds_max: u64,
+    /// Nothing may be written between freeze and barrier.
+    pub quiet: bool,
+}
+
+/// The longest that a script may take, and a freeze may last.
+const HOOK_SECONDS_MAX: u64 = 600;
+
+impl Hooks {
+    /// What is wrong with them, by field.
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        for (field, words) in [("pre", &self.pre), ("post", &self.post)] {
+            if let Some(program) = words.first()
+                && !Path::new(program).is_file()
+            {
+                problems
+                    .push(format!("{field}: there is no program {}; write its whole path", shown(program)));
+            }
+        }
+        for path in self.freeze.iter().chain(&self.socket).filter(|path| !path.is_absolute()) {
+            problems.push(format!("{} is a relative path; write it from the root", path.display()));
+        }
+        for (field, seconds) in
+            [("timeout_seconds", self.timeout_seconds), ("frozen_seconds_max", self.frozen_seconds_max)]
+        {
+            if seconds > HOOK_SECONDS_MAX {
+                problems.push(format!(
+                    "{field}: {seconds} s is longer than the {HOOK_SECONDS_MAX} s that are allowed"
+                ));
+            }
+        }
+        problems
+    }
+
+    fn made(self) -> Result<continuum_mobility_agent::Hooks, Fault> {
+        let program =
+            std::env::current_exe().map_err(|error| configuration(format!("our own program: {error}")))?;
+        let seconds = |given, otherwise| Duration::from_secs(if given == 0 { otherwise } else { given });
+        Ok(continuum_mobility_agent::Hooks {
+            pre: self.pre,
+            post: self.post,
+            timeout: seconds(self.timeout_seconds, 30),
+            freeze: self.freeze,
+            socket: self.socket,
+            frozen_max: seconds(self.frozen_seconds_max, 10),
+            quiet: self.quiet,
+            keeper: vec![program.into(), keeper::ARGUMENT.into()],
+        })
+    }
+}
+
+/// Becomes the keeper of a freeze, where this process was started as one.
+pub fn freeze_keeper() -> Option<ExitCode> {
+    if std::env::args_os().nth(1).is_none_or(|word| word != keeper::ARGUMENT) {
+        return None;
+    }
+    Some(if keeper::main().is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// How the changes of disks are followed that somebody else serves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "source", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Follow {
+    /// By QEMU's monitor.
+    Qemu {
+        /// The monitor's socket.
+        monitor: PathBuf,
+        /// The guest agent's socket.
+        guest_agent: Option<PathBuf>,
+        /// What the disks are called in QEMU, in the order of the agent's disks.
+        nodes: Vec<String>,
+        /// Where QEMU may make files that live for a cycle.
+        scratch: PathBuf,
+        /// How long the guest may take to shut down.
+        stop_seconds: u64,
+    },
+}
+
+impl Follow {
+    fn front_end(self, dir: &Path) -> FrontEnd {
+        let Self::Qemu { monitor, guest_agent, nodes, scratch, stop_seconds } = self;
+        FrontEnd::Tracker(Box::new(KvmTracker::new(KvmMachine {
+            monitor,
+            guest_agent,
+            disks: nodes,
+            scratch,
+            dir: dir.to_owned(),
+            stop_within: Duration::from_secs(stop_seconds),
+        })))
+    }
 }
 
 /// Where a vault listens, as it is published.
@@ -253,10 +382,14 @@ pub async fn run(role: Role, stop: CancellationToken) -> Result<(), Fault> {
             database,
             four_eyes,
             publish,
+            process_server_lost_seconds,
         } => {
             let config =
                 vault_config(dir, name, environment, (listen, listen_enrolment), advertise, sites, database);
-            let config = VaultConfig { policies: vec![("default".into(), policy)], four_eyes, ..config };
+            let mut config = VaultConfig { policies: vec![("default".into(), policy)], four_eyes, ..config };
+            if let Some(seconds) = process_server_lost_seconds {
+                config.thresholds.relay_lost = Duration::from_secs(seconds);
+            }
             let ready = |vault: &Vault| {
                 let Some(path) = publish else { return };
                 let addresses = vault.addresses();
@@ -271,8 +404,8 @@ pub async fn run(role: Role, stop: CancellationToken) -> Result<(), Fault> {
             };
             continuum_vault::run(config, ready, stop).await
         }
-        Role::ProcessServer { name, site, dir, identity, listen, advertise, vault_address } => {
-            let config = ProcessServerConfig { name, site, dir, listen, advertise, vault_address };
+        Role::ProcessServer { name, site, dir, identity, listen, advertise, vault_address, bandwidth } => {
+            let config = ProcessServerConfig { name, site, dir, listen, advertise, vault_address, bandwidth };
             continuum_process_server::run(config, open(&identity)?, stop).await
         }
         Role::MasterTarget {
@@ -304,11 +437,39 @@ pub async fn run(role: Role, stop: CancellationToken) -> Result<(), Fault> {
             };
             continuum_master_target::run(config, open(&identity)?, stop).await
         }
-        Role::Agent { name, site, fabric, guest, disks, dir, socket, identity, vault_address } => {
+        Role::Agent {
+            name,
+            site,
+            fabric,
+            guest,
+            disks,
+            follow,
+            dir,
+            socket,
+            identity,
+            vault_address,
+            hooks,
+            group_listen,
+            group_advertise,
+        } => {
+            let front_end = follow.map_or(FrontEnd::BlockServer, |follow| follow.front_end(&dir));
             let disk = |(id, name, path, create_bytes)| AgentDisk { id, name, path, create_bytes };
             let disks = disks.into_iter().map(disk).collect();
-            let config = AgentConfig { name, site, fabric, guest, disks, dir, socket, vault_address };
-            continuum_mobility_agent::run(config, open(&identity)?, stop).await
+            let hooks = hooks.unwrap_or_default().made()?;
+            let config = AgentConfig {
+                name,
+                site,
+                fabric,
+                guest,
+                disks,
+                dir,
+                socket,
+                vault_address,
+                hooks,
+                group_listen,
+                group_advertise,
+            };
+            continuum_mobility_agent::run(config, front_end, open(&identity)?, stop).await
         }
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! <dir>/views/<view id>.json    what was brought up; written before anything is started, removed last
+//! <dir>/views/<view id>.feed/   of a failover: what its machine writes, on its way to the old source (see `reverse`)
 //! <run>/<short id>.sock         where the disks of the view are served
 //! ```
 //!
@@ -10,12 +11,20 @@
 //! Cleanup of what does not exist is a success.
 
 use crate::estate::{AssignedDisk, Estate, replace_file, sync_dir};
+use crate::reverse::Asking;
 use crate::{fault, replica_fault};
+use continuum_capture::disk::{Activity, Stamp};
 use continuum_capture::nbd::{self, BlockDevice, Extent};
+use continuum_capture::source::SourceSpec;
+use continuum_capture::{Source, SourceConfig, SourceDisk};
 use continuum_fabric::compute::{Compute, GuestRecord, GuestSpec, Probe};
+use continuum_model::digest::Digest;
 use continuum_model::fault::{Fault, FaultClass};
-use continuum_model::id::{MachineId, ViewId};
+use continuum_model::feed::BarrierKind;
+use continuum_model::id::{MachineId, PointId, ViewId};
+use continuum_model::time::Timestamp;
 use continuum_model::units::{DiskIndex, Sequence};
+use continuum_model::world::{SystemClock, SystemEntropy};
 use continuum_replica::{Overlay, ReplicaError, Store};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
@@ -40,6 +49,17 @@ struct Record {
 struct Served {
     record: Record,
     server: nbd::Server,
+    /// Of a failover. After the server: clients leave first.
+    follow: Option<Follow>,
+}
+
+/// The feed of a machine that was failed over, and how its receiver is asked for sums.
+#[derive(Clone)]
+pub struct Follow {
+    /// Every write, from the first one on.
+    pub source: Arc<Source>,
+    /// To the receiver.
+    pub asking: Arc<Asking>,
 }
 
 /// All that is brought up on this server.
@@ -119,11 +139,78 @@ impl BringUp {
         let socket = self.run_dir.join(format!("v{}.sock", record.view.short()));
         let server = nbd::Server::on_unix(&socket)
             .map_err(|error| fault("view.serve", format!("the disks cannot be served: {error}")))?;
-        for disk in &record.disks {
+        let follow = if record.keep { Some(self.follow(&record, &overlay)?) } else { None };
+        for (index, disk) in record.disks.iter().enumerate() {
             let device = OverlayDisk { overlay: overlay.clone(), disk: disk.index, size: disk.size_bytes };
-            server.export(&disk.name, Arc::new(device));
+            let captured = follow.as_ref().and_then(|follow| follow.source.device(index));
+            server.export(&disk.name, captured.unwrap_or_else(|| Arc::new(device)));
         }
-        Ok(Served { record, server })
+        Ok(Served { record, server, follow })
+    }
+
+    /// What a failed-over machine writes is a feed from the first write on.
+    fn follow(&self, record: &Record, overlay: &Arc<Overlay>) -> Result<Follow, Fault> {
+        let disks = record.disks.iter().map(|disk| {
+            let below = OverlayDisk { overlay: overlay.clone(), disk: disk.index, size: disk.size_bytes };
+            SourceSpec { id: disk.id, disk: Box::new(Captured { below, view: record.view }) }
+        });
+        let config =
+            SourceConfig { machine: record.machine, dir: self.feed_dir(record.view), disks: disks.collect() };
+        let source = Source::open(config, Arc::new(SystemClock::default()), &mut SystemEntropy);
+        let source = source.map_err(|error| fault("view.feed", error.to_string()))?;
+        let asking = Arc::new(Asking::default());
+        let asks = asking.clone();
+        source.set_ask_replica(move |disk, nodes| asks.ask(disk, nodes));
+        Ok(Follow { source: Arc::new(source), asking })
+    }
+
+    fn feed_dir(&self, view: ViewId) -> PathBuf {
+        self.dir.join(format!("{view}.feed"))
+    }
+
+    /// The feed of a view that was brought up by a failover.
+    pub fn followed(&self, view: ViewId) -> Option<Follow> {
+        self.served().get(&view)?.follow.clone()
+    }
+
+    /// Refuses writes to a view from now on, over restarts, and cuts a barrier behind the last one.
+    ///
+    /// Errors: its writes do not reach the old source now; it goes on writing then.
+    pub fn halt(&self, view: ViewId, point: PointId) -> Result<(Sequence, Timestamp), Fault> {
+        let follow = self.followed(view).ok_or_else(|| unknown(view))?;
+        follow.source.halt().map_err(|error| fault("view.halt", error.to_string()))?;
+        follow.source.barrier(BarrierKind::Crash, "failback", point).map_err(|error| {
+            // It cannot be moved without loss now: it goes on where it is.
+            let _ = follow.source.release();
+            Fault::new(FaultClass::NotReady, "barrier.refused", error.to_string())
+                .affects("this failback")
+                .spares("the machine at the recovery site, which goes on")
+                .remedy("wait until the reverse direction is continuous, then try again")
+        })
+    }
+
+    /// Takes writes to a view again. None is fine.
+    pub fn release(&self, view: ViewId) -> Result<(), Fault> {
+        let Some(follow) = self.followed(view) else { return Ok(()) };
+        follow.source.release().map_err(|error| fault("view.release", error.to_string()))
+    }
+
+    /// Digests of the disks of a view that takes no writes.
+    pub fn digest(&self, view: ViewId) -> Result<Vec<Digest>, Fault> {
+        let follow = self.followed(view).ok_or_else(|| unknown(view))?;
+        follow.source.digest_at_rest().map_err(|error| fault("view.digest", error.to_string()))
+    }
+
+    /// Ends serving in good order: guests that run on lose their disks until the next start.
+    pub fn close(&self) {
+        for (view, Served { server, follow, .. }) in self.served().drain() {
+            drop(server);
+            let Some(follow) = follow else { continue };
+            follow.asking.end();
+            if let Err(error) = follow.source.close() {
+                tracing::warn!(%view, %error, "the feed of a view was not closed in good order: it is compared again");
+            }
+        }
     }
 
     /// Opens a view and serves its disks. Done already: answers the same.
@@ -220,18 +307,36 @@ impl BringUp {
             Some(guest) => self.compute.stop(&guest).map_err(|error| {
                 fault("guest.stop", format!("the machine could not be stopped: {error}"))
                     .remedy("order the cleanup again")
-            }),
-            None => Ok(()),
+            })?,
+            None => return Ok(()),
         }
+        // Not to come up again with this host.
+        let mut served = self.served();
+        let Some(served) = served.get_mut(&view) else { return Ok(()) };
+        served.record.guest = None;
+        self.store_record(&served.record)
     }
 
     /// Removes a view with its overlay. None is fine.
     pub fn close_view(&self, machine: MachineId, view: ViewId) -> Result<(), Fault> {
         self.stop_guest(view)?;
-        // Dropping the server closes its clients and the view.
-        drop(self.served().remove(&view));
+        let gone = self.served().remove(&view);
+        if let Some(Served { server, follow, .. }) = gone {
+            // Its clients leave first; what they wrote is not needed any more.
+            drop(server);
+            if let Some(follow) = follow {
+                follow.asking.end();
+                let _ = follow.source.close();
+            }
+        }
         if let Ok(store) = self.estate.replica(machine).and_then(|replica| replica.store()) {
             Store::remove_overlay(&store, view).map_err(|error| replica_fault(&error))?;
+        }
+        match std::fs::remove_dir_all(self.feed_dir(view)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(fault("view.feed", format!("the view's feed could not be removed: {error}")));
+            }
+            _ => {}
         }
         match std::fs::remove_file(self.record_path(view)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -267,14 +372,17 @@ impl BringUp {
         views.into_iter().try_for_each(|view| self.close_view(machine, view))
     }
 
-    /// Every view: its id, machine, and whether its guest runs.
-    pub fn all(&self) -> Vec<(ViewId, MachineId, bool)> {
+    /// Every view: its id, machine, whether its guest runs, and its feed where it has one.
+    pub fn all(&self) -> Vec<(ViewId, MachineId, bool, Option<Follow>)> {
         let served = self.served();
         let running =
             |record: &Record| record.guest.as_ref().is_some_and(|guest| self.compute.is_running(guest));
         served
             .values()
-            .map(|served| (served.record.view, served.record.machine, running(&served.record)))
+            .map(|served| {
+                let record = &served.record;
+                (record.view, record.machine, running(record), served.follow.clone())
+            })
             .collect()
     }
 }
@@ -290,6 +398,42 @@ pub(crate) struct OverlayDisk {
     pub(crate) overlay: Arc<Overlay>,
     pub(crate) disk: DiskIndex,
     pub(crate) size: u64,
+}
+
+/// A disk of an overlay, as its feed takes it.
+struct Captured {
+    below: OverlayDisk,
+    view: ViewId,
+}
+
+impl SourceDisk for Captured {
+    fn size(&self) -> io::Result<u64> {
+        Ok(self.below.size)
+    }
+    fn stamp(&self) -> io::Result<Stamp> {
+        let id = self.view.as_bytes();
+        let identity = id.iter().fold(u64::from(self.below.disk.0), |sum, byte| {
+            sum.wrapping_mul(0x0100_0000_01b3) ^ u64::from(*byte)
+        });
+        // Its log grows when it is written to. That it was rewritten meanwhile is doubt, and costs a comparison.
+        let bytes = i64::try_from(self.below.overlay.bytes()).unwrap_or(i64::MAX);
+        Ok(Stamp { identity, activity: Activity::Modified(bytes) })
+    }
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.below.read(offset, out)
+    }
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.below.write(offset, data, false)
+    }
+    fn zero(&self, offset: u64, length: u64, may_trim: bool) -> io::Result<()> {
+        self.below.zero(offset, length, may_trim, false)
+    }
+    fn flush(&self) -> io::Result<()> {
+        self.below.flush()
+    }
+    fn extents(&self, offset: u64, length: u64, out: &mut Vec<Extent>) -> io::Result<()> {
+        self.below.extents(offset, length, out)
+    }
 }
 
 fn io_error(error: ReplicaError) -> io::Error {

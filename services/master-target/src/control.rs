@@ -3,7 +3,7 @@
 use crate::bring_up::{BringUp, ServedDisk};
 use crate::estate::{Estate, Replica, Reported};
 use crate::schedule::{self, Schedule};
-use crate::{fault, receive, replica_fault, retention};
+use crate::{fault, receive, replica_fault, retention, reverse};
 use continuum_fabric::lab::LabCompute;
 use continuum_model::digest::Nodes;
 use continuum_model::fault::{Fault, FaultClass};
@@ -17,6 +17,7 @@ use continuum_replica::marks::Proofs;
 use continuum_replica::{Affects, Finding, PointInfo, State, Store, Unreadable};
 use continuum_wire::channel;
 use continuum_wire::grpc;
+use continuum_wire::identity::Role;
 use continuum_wire::session::{self, Handler, Progress};
 use continuum_wire::tls::Credentials;
 use pb::command::Act;
@@ -95,9 +96,17 @@ pub async fn run(
         config,
     });
     tracing::info!(address = target.address, "master target listens");
-    let receiving = estate.clone();
+    let (receiving, brought_up) = (estate.clone(), target.views.clone());
     let streams = channel::serve(listener, acceptor, stop.clone(), move |incoming| {
-        receive::serve(receiving.clone(), incoming)
+        let (estate, views) = (receiving.clone(), brought_up.clone());
+        async move {
+            // A machine's agent brings nothing here: it comes to take home what runs here.
+            if incoming.peer.role == Role::Agent {
+                reverse::serve(estate, views, incoming).await;
+            } else {
+                receive::serve(estate, incoming).await;
+            }
+        }
     });
     let archiving = schedule::run(estate.clone(), target.config.archive.clone(), stop.clone());
     let folding = retention::run(estate, clock, stop.clone());
@@ -108,6 +117,10 @@ pub async fn run(
     };
     let session = session::run(dial, target.clone(), target.report_now.clone(), stop);
     tokio::join!(streams, folding, archiving, session);
+    let closed = tokio::task::spawn_blocking(move || target.views.close()).await;
+    if let Err(error) = closed {
+        tracing::warn!(%error, "what was brought up was not closed in good order");
+    }
     Ok(())
 }
 
@@ -138,6 +151,7 @@ impl Target {
             reported.up_to = last.position;
         }
         let micros = |at: Timestamp| at.micros();
+        let (appending, longest) = replica.busy.told();
         let rewrites = store.rewrites();
         let thinned = if reported.rewrites == rewrites { Vec::new() } else { store.thinned() };
         reported.rewrites = rewrites;
@@ -164,6 +178,9 @@ impl Target {
                 .collect(),
             warnings: replica.warnings().iter().map(grpc::fault_to_proto).collect(),
             unreadable: store.unreadable().iter().map(blocks_to_proto).collect(),
+            waiting_bytes: replica.busy.waiting.load(std::sync::atomic::Ordering::Relaxed),
+            appending_us: u64::try_from(appending.as_micros()).unwrap_or(u64::MAX),
+            append_us_max: u64::try_from(longest.as_micros()).unwrap_or(u64::MAX),
         }
     }
 
@@ -210,6 +227,34 @@ impl Target {
                 }
                 done("nothing is left of it")
             }
+            Act::StopView(order) if order.release => {
+                self.views.release(parse(&order.view_id, "view")?)?;
+                done("it may write again")
+            }
+            Act::StopView(order) => {
+                let point: PointId = parse(&order.point_id, "recovery point")?;
+                let (sequence, time) = self.views.halt(parse(&order.view_id, "view")?, point)?;
+                Ok(command_result::Result::Barrier(pb::Barrier {
+                    point_id: order.point_id,
+                    sequence: sequence.0,
+                    time_us: time.micros(),
+                    consistent: true,
+                    ..Default::default()
+                }))
+            }
+            Act::ViewDigest(order) => {
+                progress.tell(0.0, "reading the disks");
+                let digests = self.views.digest(parse(&order.view_id, "view")?)?;
+                let disks = (0..).zip(&digests).map(|(index, digest)| pb::DiskDigest {
+                    index,
+                    digest: digest.to_string(),
+                    bytes_read: 0,
+                });
+                Ok(command_result::Result::Digests(pb::Digests {
+                    disks: disks.collect(),
+                    ..Default::default()
+                }))
+            }
             Act::QueryTimeline(order) => {
                 let request = order.request.unwrap_or_default();
                 let store = self.store(&request.machine)?;
@@ -251,10 +296,13 @@ impl Target {
             }
             Act::DropOtherPoints(_) => done("history stays within its retention"),
             Act::MakeBarrier(_)
+            | Act::MakeGroupPoint(_)
             | Act::ReconnectNow(_)
             | Act::SourceDigest(_)
             | Act::StopSource(_)
-            | Act::SendAgain(_) => {
+            | Act::HomeDigest(_)
+            | Act::SendAgain(_)
+            | Act::CompareAll(_) => {
                 Err(Fault::new(FaultClass::Usage, "command.unknown", "a master target does not do that"))
             }
         }
@@ -365,6 +413,7 @@ fn point_to_proto(point: &PointInfo) -> pb::Point {
         }),
         position: point.position.0,
         locked_until_us: point.mark.lock.map(|lock| lock.until.micros()),
+        group: String::new(),
     }
 }
 
@@ -454,11 +503,23 @@ impl Handler for Target {
 
     async fn report(&self) -> server_message::Message {
         let replicas = self.estate.all().iter().map(|replica| self.report_replica(replica)).collect();
-        let views = self.views.all().into_iter().map(|(view, machine, guest_running)| pb::ViewReport {
-            view_id: view.to_string(),
-            machine_id: machine.to_string(),
-            serving: true,
-            guest_running,
+        let views = self.views.all().into_iter().map(|(view, machine, guest_running, follow)| {
+            let status = follow.map(|follow| follow.source.status());
+            let mut report = pb::ViewReport {
+                view_id: view.to_string(),
+                machine_id: machine.to_string(),
+                serving: true,
+                guest_running,
+                ..Default::default()
+            };
+            if let Some(status) = status {
+                report.mode = status.mode.name().into();
+                report.mode_reason = status.reason;
+                report.dirty_bytes = status.dirty_bytes;
+                report.written_bytes_total = status.totals.written;
+                report.newest_us = status.newest.1.micros();
+            }
+            report
         });
         server_message::Message::MasterTarget(pb::MasterTargetReport {
             load: Some(session::load(&self.config.dir)),

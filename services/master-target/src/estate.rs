@@ -11,9 +11,10 @@
 //!
 //! A replica whose store cannot be opened is told with its reason and refuses frames; the others go on.
 
+use crate::busy::Busy;
 use crate::{fault, seed};
 use continuum_model::fault::{Fault, FaultClass};
-use continuum_model::id::{DiskId, MachineId};
+use continuum_model::id::{DiskId, MachineId, ViewId};
 use continuum_model::policy::Policy;
 use continuum_model::units::{Bytes, DiskIndex, Epoch, Sequence};
 use continuum_model::world::{Clock, SystemClock};
@@ -54,6 +55,9 @@ pub struct Assigned {
     pub policy: Policy,
     /// The process server that may bring frames.
     pub process_server: String,
+    /// What was brought up, and the machine's old host may follow.
+    #[serde(default)]
+    pub reverse: Option<ViewId>,
 }
 
 /// What of the volume is kept free of history, so that a full disk never stands in the way of a failover.
@@ -81,6 +85,8 @@ pub struct Replica {
     pub assigned: Mutex<Assigned>,
     /// The store, or why it could not be opened.
     store: Result<Arc<Store>, Fault>,
+    /// How busy its disk is.
+    pub(crate) busy: Arc<Busy>,
     /// Listed points that were already reported, by position.
     pub(crate) reported: Mutex<Reported>,
     /// What is wrong with it, by code, though it takes frames.
@@ -294,6 +300,7 @@ impl Replica {
         Self {
             assigned: Mutex::new(assigned),
             store,
+            busy: Arc::default(),
             reported: Mutex::default(),
             warnings: Mutex::default(),
             seeding: AtomicBool::new(false),
@@ -360,6 +367,7 @@ fn assigned_from(replica: &pb::Replica) -> Result<Assigned, Fault> {
         disks,
         policy: policy.unwrap_or_default(),
         process_server: replica.process_server_id.clone(),
+        reverse: replica.reverse_view.parse().ok(),
     })
 }
 

@@ -12,10 +12,12 @@
 
 pub mod bare;
 pub mod bring_up;
+mod busy;
 pub mod control;
 pub mod estate;
 pub mod receive;
 pub mod retention;
+pub mod reverse;
 mod schedule;
 mod seed;
 

@@ -6,6 +6,7 @@
 //!
 //! Invariant: an acknowledgement is sent after `Store::append` returned, never before.
 
+use crate::busy::Busy;
 use crate::estate::{Estate, Replica};
 use crate::replica_fault;
 use continuum_model::fault::{Fault, FaultClass};
@@ -26,8 +27,8 @@ const GROUP_BYTES: usize = 16 << 20;
 /// Serves one stream until it ends.
 pub async fn serve(estate: Arc<Estate>, incoming: Incoming) {
     let machine = incoming.hello.machine;
-    let store = match admit(&estate, &incoming) {
-        Ok(store) => store,
+    let (store, busy) = match admit(&estate, &incoming) {
+        Ok(admitted) => admitted,
         Err(fault) => {
             tracing::warn!(%machine, peer = %incoming.peer, code = fault.code, "stream refused: {}", fault.message);
             incoming.refuse(&fault).await;
@@ -52,9 +53,10 @@ pub async fn serve(estate: Arc<Estate>, incoming: Incoming) {
     tracing::info!(%machine, after = %last.number, "stream open");
     let (queue, frames) = mpsc::channel(QUEUE);
     let ended = tokio::select! {
-        ended = take(receiver, queue) => ended,
-        ended = keep(&estate, store, frames, sender) => ended,
+        ended = take(&busy, receiver, queue) => ended,
+        ended = keep(&estate, &busy, store, frames, sender) => ended,
     };
+    busy.idle();
     match ended {
         Ok(()) => tracing::info!(%machine, "stream closed"),
         Err(fault) => tracing::warn!(%machine, code = fault.code, "stream ended: {}", fault.message),
@@ -62,11 +64,24 @@ pub async fn serve(estate: Arc<Estate>, incoming: Incoming) {
 }
 
 /// May this peer bring frames of this machine under this epoch?
-fn admit(estate: &Estate, incoming: &Incoming) -> Result<Arc<Store>, Fault> {
+fn admit(estate: &Estate, incoming: &Incoming) -> Result<(Arc<Store>, Arc<Busy>), Fault> {
     let machine = incoming.hello.machine;
     let replica: Arc<Replica> = estate.replica(machine)?;
     let assigned = replica.assigned();
-    if incoming.peer.role != Role::ProcessServer || incoming.peer.id != assigned.process_server {
+    if incoming.peer.role == Role::ProcessServer && incoming.peer.id != assigned.process_server {
+        // One that relays the machine no more, or that we were not told of yet: only the vault knows.
+        return Err(Fault::new(
+            FaultClass::NotReady,
+            "relay.superseded",
+            format!("{} is not the process server that the vault named for machine {machine}", incoming.peer),
+        )
+        .affects("this stream")
+        .spares("the replica, of which nothing was touched: one process server at a time brings frames")
+        .remedy(
+            "nothing where the machine was moved just now; else see which one `continuum describe machine` names",
+        ));
+    }
+    if incoming.peer.role != Role::ProcessServer {
         return Err(Fault::new(
             FaultClass::Refused,
             "channel.no-right",
@@ -106,20 +121,21 @@ fn admit(estate: &Estate, incoming: &Incoming) -> Result<Arc<Store>, Fault> {
         .remedy("nothing: it is compared, and replication begins, once it is there"));
     }
     estate.room_for(0)?;
-    replica.store()
+    Ok((replica.store()?, replica.busy.clone()))
 }
 
-async fn take(mut receiver: Receiver, queue: mpsc::Sender<Envelope>) -> Result<(), Fault> {
+async fn take(busy: &Busy, mut receiver: Receiver, queue: mpsc::Sender<Envelope>) -> Result<(), Fault> {
     while let Some(message) = receiver.next().await? {
         match message {
             Message::Frame(envelope) => {
+                busy.waiting.fetch_add(envelope.len() as u64, Ordering::Relaxed);
                 if queue.send(envelope).await.is_err() {
                     break;
                 }
             }
             Message::Refused(fault) => return Err(fault),
-            Message::Ack(_) => {
-                return Err(crate::fault("channel.protocol", "an acknowledgement came the wrong way"));
+            Message::Ack(_) | Message::Holds(_) | Message::Ask(..) | Message::Sums(_) => {
+                return Err(crate::fault("channel.protocol", "a message came the wrong way"));
             }
         }
     }
@@ -128,6 +144,7 @@ async fn take(mut receiver: Receiver, queue: mpsc::Sender<Envelope>) -> Result<(
 
 async fn keep(
     estate: &Estate,
+    busy: &Busy,
     store: Arc<Store>,
     mut frames: mpsc::Receiver<Envelope>,
     mut sender: Sender,
@@ -145,7 +162,9 @@ async fn keep(
             return Err(fault);
         }
         let keeping = store.clone();
+        busy.begins();
         let appended = tokio::task::spawn_blocking(move || keeping.append(&group)).await;
+        busy.ends(bytes as u64);
         let appended = match appended.map_err(|error| crate::fault("replica.died", error.to_string())) {
             Ok(Ok(appended)) => appended,
             Ok(Err(error)) => {

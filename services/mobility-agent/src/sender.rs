@@ -10,6 +10,7 @@ use continuum_model::id::MachineId;
 use continuum_model::retry::{RetryClass, RetrySchedule};
 use continuum_model::time::Timestamp;
 use continuum_model::units::{Bytes, Epoch, FrameNumber};
+use continuum_model::untrusted::shown;
 use continuum_model::world::{Clock, SystemClock, SystemEntropy};
 use continuum_wire::channel::{self, Hello, Message, Receiver, Sender};
 use continuum_wire::identity::Role;
@@ -38,7 +39,7 @@ pub enum Course {
     /// Nobody said where to ship yet: changes wait, and are staged.
     Wait,
     /// Only the map grows, for this reason.
-    Hold(&'static str),
+    Hold(String),
     /// Ship.
     Ship(Route),
 }
@@ -77,7 +78,7 @@ pub async fn run(
         let wanted = match wanted {
             Course::Ship(route) => route,
             Course::Wait | Course::Hold(_) => {
-                if let Course::Hold(reason) = wanted {
+                if let Course::Hold(reason) = &wanted {
                     source.pause(reason);
                 }
                 tell(&|link| *link = Link::default());
@@ -98,21 +99,32 @@ pub async fn run(
             }
             fault = stream(&source, &credentials, &wanted, &link, &mut schedule) => fault,
         };
-        // A refusal of the epoch is final until the vault says otherwise; all else may pass.
+        // A refusal of the epoch is final until the vault says otherwise.
         let fenced = fault.code == "epoch.superseded" && fault.class == FaultClass::Refused;
-        let class = match fault.class {
-            FaultClass::NotConnected | FaultClass::NotReady => RetryClass::ConnectionLost,
-            _ => RetryClass::Recoverable,
+        let fault = named(fault, &wanted);
+        let wait = schedule.next(RetryClass::of(fault.class), &mut SystemEntropy);
+        match wait {
+            Some(wait) => tracing::info!(code = fault.code, ?wait, "the stream ended: {}", fault.message),
+            None => {
+                tracing::warn!(
+                    code = fault.code,
+                    "the stream ended, and is not tried again: {}",
+                    fault.message
+                );
+            }
+        }
+        let next_retry = wait.map(|wait| SystemClock::default().wall().plus(wait));
+        tell(&|link| *link = Link { connected: false, fault: Some(fault.clone()), next_retry, fenced });
+        let due = async {
+            match wait {
+                Some(wait) => tokio::time::sleep(wait).await,
+                // Waiting does not mend it: a person does, and says so, or the vault sets another course.
+                None => std::future::pending().await,
+            }
         };
-        let wait = schedule.next(class, &mut SystemEntropy).unwrap_or(Duration::from_secs(60));
-        tracing::info!(code = fault.code, ?wait, "the stream ended: {}", fault.message);
-        let next = SystemClock::default().wall().plus(wait);
-        tell(&|link| {
-            *link = Link { connected: false, fault: Some(fault.clone()), next_retry: Some(next), fenced }
-        });
         tokio::select! {
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(wait) => {}
+            () = due => {}
             () = retry_now.notified() => schedule.reset(),
             changed = course.changed() => {
                 if changed.is_err() { return }
@@ -120,6 +132,14 @@ pub async fn run(
             }
         }
     }
+}
+
+/// Says at which hop it failed, where it does not say so yet.
+fn named(mut fault: Fault, route: &Route) -> Fault {
+    if !fault.message.starts_with(channel::TO_TARGET) && fault.code != "agent.feed" {
+        fault.message = format!("agent → process server at {}: {}", shown(&route.address), fault.message);
+    }
+    fault
 }
 
 async fn stream(
@@ -227,7 +247,9 @@ async fn acknowledge(source: &Source, mut receiver: Receiver) -> Fault {
                 }
             }
             Ok(Some(Message::Refused(fault))) | Err(fault) => return fault,
-            Ok(Some(Message::Frame(_))) => return local("a frame came the wrong way"),
+            Ok(Some(Message::Frame(_) | Message::Holds(_) | Message::Ask(..) | Message::Sums(_))) => {
+                return local("a message came the wrong way");
+            }
             Ok(None) => {
                 return Fault::new(
                     FaultClass::NotConnected,

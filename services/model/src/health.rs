@@ -22,6 +22,8 @@ pub enum Health {
 pub enum Mode {
     /// Every write, in order: any moment can be brought up.
     Data,
+    /// Cycle after cycle, each of them whole: the moment of each can be brought up.
+    Interval,
     /// Only the change map grows: no new recovery points, the last ones stay valid.
     Bitmap,
     /// Changed regions are being injected.
@@ -43,7 +45,14 @@ macro_rules! named {
     };
 }
 named!(Health { NotApplicable = "not-applicable", Healthy = "healthy", Warning = "warning", Critical = "critical" });
-named!(Mode { Data = "data", Bitmap = "bitmap", CatchingUp = "catching-up" });
+named!(Mode { Data = "data", Interval = "interval", Bitmap = "bitmap", CatchingUp = "catching-up" });
+
+impl Mode {
+    /// Whether nothing is to be repaired: what happens at the source becomes points, each in its time.
+    pub const fn is_whole(self) -> bool {
+        matches!(self, Self::Data | Self::Interval)
+    }
+}
 
 /// One reason why a protection is not healthy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -8,6 +8,7 @@
 //! - [`protection`]: the state machine of a protection; [`point`]: recovery points and how one is asked for
 //! - [`policy`]: what an operator may configure, validated as a whole; [`hours`] of the week; [`recovery_plan`]: who is brought up when
 //! - [`job`]: states of jobs and steps; [`retry`]: when a failed exchange is tried again
+//! - [`report`]: what a drill or failover leaves for whoever asks later
 //! - [`digest`]: what two copies of a disk are compared by; [`bits`]: sets of regions
 //! - [`fault`]: the shape every error takes before a person sees it; [`untrusted`]: text from outside
 //! - [`world`]: clock and randomness as traits, so that one seed can drive a whole world
@@ -24,6 +25,7 @@ pub mod point;
 pub mod policy;
 pub mod protection;
 pub mod recovery_plan;
+pub mod report;
 pub mod retry;
 pub mod time;
 pub mod units;

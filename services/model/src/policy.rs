@@ -21,7 +21,7 @@ pub struct Policy {
     pub app_point_seconds: u64,
     /// RPO above this raises an alert. An alarm, never an action.
     pub rpo_threshold_seconds: u64,
-    /// Most bytes of staging at the source before the feed falls back to the change map.
+    /// Most bytes of staging at the source before the feed falls back to the change map; 0: half of the machine's disks.
     pub staging_bytes_max: Bytes,
     /// Whether payloads are compressed on the way.
     pub compression: bool,
@@ -59,6 +59,29 @@ impl BandwidthLimit {
     }
 }
 
+/// How fast change data may leave at a minute of a day by a schedule, of which the first that holds counts; `None`: as
+/// fast as the link.
+pub fn limit_at(schedule: &[BandwidthLimit], day: Weekday, minute: u32) -> Option<u64> {
+    schedule.iter().find(|limit| limit.hours().contains(day, minute)).map(|limit| limit.bytes_per_sec)
+}
+
+/// What is wrong with a schedule, each with what would be right.
+pub fn schedule_problems(schedule: &[BandwidthLimit]) -> Vec<PolicyProblem> {
+    schedule
+        .iter()
+        .filter(|limit| limit.bytes_per_sec < BANDWIDTH_MIN)
+        .map(|limit| PolicyProblem {
+            field: "bandwidth",
+            problem: format!(
+                "{} B/s ({}) is too slow for anything to arrive in time",
+                limit.bytes_per_sec,
+                limit.hours()
+            ),
+            fix: "choose at least 16,384 bytes a second",
+        })
+        .collect()
+}
+
 /// What is kept of history that is older than the step before, or than the retention.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -75,6 +98,15 @@ pub type Bucket = (u64, i64);
 /// The slowest that a schedule may ask for, in bytes a second.
 const BANDWIDTH_MIN: u64 = 16 << 10;
 
+/// The smallest staging.
+const STAGING_MIN: Bytes = Bytes::mib(64);
+
+/// What a policy's staging budget means for a machine with so many bytes of disks.
+pub fn staging_for(budget: Bytes, disks: Bytes) -> Bytes {
+    let bytes = if budget == Bytes(0) { Bytes(disks.0 / 2) } else { budget };
+    bytes.max(STAGING_MIN)
+}
+
 impl Default for Policy {
     fn default() -> Self {
         Self {
@@ -84,7 +116,7 @@ impl Default for Policy {
             crash_point_seconds: 300,
             app_point_seconds: 3600,
             rpo_threshold_seconds: 900,
-            staging_bytes_max: Bytes::gib(1),
+            staging_bytes_max: Bytes(0),
             compression: true,
             encryption: false,
             replication_interval_seconds: 0,
@@ -160,9 +192,9 @@ impl Policy {
         );
         check(
             "staging_bytes_max",
-            self.staging_bytes_max < Bytes::mib(64),
+            self.staging_bytes_max != Bytes(0) && self.staging_bytes_max < STAGING_MIN,
             format!("{} cannot hold a batch of the longest writes", self.staging_bytes_max),
-            "choose at least 64 MiB",
+            "choose at least 64 MiB, or 0 for half of the machine's disks",
         );
         let interval = self.replication_interval_seconds;
         check(
@@ -171,27 +203,13 @@ impl Policy {
             format!("{interval} s is out of range"),
             "choose 5 s to a day, such as 30, 300 or 900, or 0 for every write as it happens",
         );
-        for limit in &self.bandwidth {
-            check(
-                "bandwidth",
-                limit.bytes_per_sec < BANDWIDTH_MIN,
-                format!(
-                    "{} B/s ({}) is too slow for anything to arrive in time",
-                    limit.bytes_per_sec,
-                    limit.hours()
-                ),
-                "choose at least 16,384 bytes a second",
-            );
-        }
+        problems.extend(schedule_problems(&self.bandwidth));
         problems
     }
 
     /// How fast change data may leave at a minute of a day; `None`: as fast as the link.
     pub fn bandwidth_at(&self, day: Weekday, minute: u32) -> Option<u64> {
-        self.bandwidth
-            .iter()
-            .find(|limit| limit.hours().contains(day, minute))
-            .map(|limit| limit.bytes_per_sec)
+        limit_at(&self.bandwidth, day, minute)
     }
 
     /// How far back history is promised, in seconds.
@@ -258,6 +276,20 @@ mod tests {
         let wrong = Policy { steps: vec![step((day, 7 * day)), step((hour, 30 * day))], ..policy };
         assert_eq!(wrong.problems().len(), 1);
         assert_eq!(wrong.problems()[0].field, "steps");
+    }
+
+    #[test]
+    fn staging_is_half_of_the_disks_unless_the_policy_says_otherwise() {
+        assert_eq!(Policy::default().staging_bytes_max, Bytes(0));
+        for (why, budget, disks, expected) in [
+            ("half", Bytes(0), Bytes::gib(8), Bytes::gib(4)),
+            ("never too small for a batch", Bytes(0), Bytes::mib(16), Bytes::mib(64)),
+            ("as the policy says", Bytes::gib(1), Bytes::gib(8), Bytes::gib(1)),
+        ] {
+            assert_eq!(staging_for(budget, disks), expected, "{why}");
+        }
+        let one = Policy { staging_bytes_max: Bytes(1), ..Policy::default() };
+        assert_eq!(one.problems().len(), 1);
     }
 
     #[test]

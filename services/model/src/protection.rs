@@ -7,8 +7,11 @@
 //! enabling failed  initial replication  ├─► resync ────────────┤
 //!                  failed               ▼             │        │
 //!              (any with a point) ─► failing over ─► commit pending ─► committed
-//!                                       │ failed: back where it was       │
-//! any steady state ─► disabling ─► gone                  (reprotect: next) ┘
+//!                                       │ failed: back where it was       │ │
+//! any steady state ─► disabling ─► gone                                   │ └─► migrated ─► disabling
+//!                                                                         ▼
+//! resync ◄── failing back ◄── reversed ◄──── all of it arrived ──── reprotecting
+//! (came home) │ failed: reversed   └──────── a repair is under way ──────►┘
 //! ```
 //!
 //! A protection is stored as its state's name plus what belongs to that state; `next` is the only road
@@ -46,6 +49,9 @@ pub enum ProtectionState {
     Resync {
         /// Why it was needed.
         reason: String,
+        /// An operator suspended it: the change map goes on.
+        #[serde(default)]
+        paused: bool,
     },
     /// A failover is under way.
     FailingOver {
@@ -61,6 +67,17 @@ pub enum ProtectionState {
     },
     /// The choice is final: active at the recovery site, not protected.
     Committed,
+    /// What runs at the recovery site is being brought to the old source; what is there is no state of it yet.
+    Reprotecting,
+    /// The direction is reversed: the old source holds a state of what runs at the recovery site, and follows it.
+    Reversed,
+    /// A failback is under way.
+    FailingBack {
+        /// Which kind: planned stops what runs at the recovery site first, unplanned does not ask it.
+        kind: FailoverKind,
+    },
+    /// The machine stays where it was brought up for good: there is no way back.
+    Migrated,
     /// Being removed.
     Disabling,
 }
@@ -120,6 +137,25 @@ pub enum Event {
     Commit,
     /// The failover is taken back: the source is still the truth.
     CancelFailover,
+    /// An operator orders the reverse direction.
+    Reprotect,
+    /// All that differed arrived at the old source.
+    ReverseWhole,
+    /// The reverse direction is repaired: what the old source holds is no state for a while.
+    ReverseBroken,
+    /// An operator gives the reverse direction up.
+    StopReprotect,
+    /// An operator orders a failback.
+    FailBack {
+        /// Which kind.
+        kind: FailoverKind,
+    },
+    /// The old source holds the pen again.
+    CameHome,
+    /// The failback failed or was cancelled before that.
+    FailBackFailed,
+    /// It stays at the recovery site, with no way back.
+    Migrate,
     /// Remove the protection.
     Disable,
 }
@@ -149,13 +185,22 @@ impl ProtectionState {
             Self::FailingOver { .. } => "failing-over",
             Self::CommitPending { .. } => "commit-pending",
             Self::Committed => "committed",
+            Self::Reprotecting => "reprotecting",
+            Self::Reversed => "reversed",
+            Self::FailingBack { .. } => "failing-back",
+            Self::Migrated => "migrated",
             Self::Disabling => "disabling",
         }
     }
 
     /// Whether an operator paused it.
     pub const fn is_paused(&self) -> bool {
-        matches!(self, Self::InitialReplication { paused: true } | Self::Protected { paused: true })
+        matches!(
+            self,
+            Self::InitialReplication { paused: true }
+                | Self::Protected { paused: true }
+                | Self::Resync { paused: true, .. }
+        )
     }
 
     /// Whether the source should be shipping its changes.
@@ -165,8 +210,13 @@ impl ProtectionState {
             Self::InitialReplication { paused: false }
                 | Self::InitialReplicationFailed { .. }
                 | Self::Protected { paused: false }
-                | Self::Resync { .. }
+                | Self::Resync { paused: false, .. }
         )
+    }
+
+    /// Whether the old source takes in what runs at the recovery site.
+    pub const fn is_reversed(&self) -> bool {
+        matches!(self, Self::Reprotecting | Self::Reversed | Self::FailingBack { .. })
     }
 
     /// The state after `event`, or why there is none. The only road between states.
@@ -189,7 +239,9 @@ impl ProtectionState {
 
             (S::Protected { paused: false }, E::Pause) => S::Protected { paused: true },
             (S::Protected { paused: true }, E::Resume) => S::Protected { paused: false },
-            (S::Protected { .. }, E::ResyncRequired { reason }) => S::Resync { reason },
+            (S::Protected { paused }, E::ResyncRequired { reason }) => S::Resync { reason, paused },
+            (S::Resync { reason, paused: false }, E::Pause) => S::Resync { reason, paused: true },
+            (S::Resync { reason, paused: true }, E::Resume) => S::Resync { reason, paused: false },
             (S::Resync { .. }, E::ResyncDone) => S::Protected { paused: false },
 
             // A planned failover needs a live feed; an unplanned one needs only a point.
@@ -208,7 +260,21 @@ impl ProtectionState {
             // The source may have written on: only a comparison tells what differs.
             (S::CommitPending { .. }, E::CancelFailover) => S::Resync {
                 reason: "the failover was cancelled: the source is compared with the replica".into(),
+                paused: false,
             },
+
+            (S::Committed, E::Reprotect) => S::Reprotecting,
+            (S::Reprotecting, E::ReverseWhole) => S::Reversed,
+            (S::Reversed, E::ReverseBroken) => S::Reprotecting,
+            (S::Reprotecting | S::Reversed, E::StopReprotect) => S::Committed,
+            (S::Reversed, E::FailBack { kind }) => S::FailingBack { kind },
+            (S::FailingBack { .. }, E::FailBackFailed) => S::Reversed,
+            // What it wrote since the failover is known to its map, or found by comparison.
+            (S::FailingBack { .. }, E::CameHome) => S::Resync {
+                reason: "the machine came home: what it brought back is sent to the replica".into(),
+                paused: false,
+            },
+            (S::Committed, E::Migrate) => S::Migrated,
 
             (
                 S::EnablingFailed { .. }
@@ -216,7 +282,10 @@ impl ProtectionState {
                 | S::InitialReplicationFailed { .. }
                 | S::Protected { .. }
                 | S::Resync { .. }
-                | S::Committed,
+                | S::Committed
+                | S::Reprotecting
+                | S::Reversed
+                | S::Migrated,
                 E::Disable,
             ) => S::Disabling,
             (state, event) => {
@@ -240,6 +309,10 @@ impl ProtectionState {
             Event::PointChanged,
             Event::Commit,
             Event::CancelFailover,
+            Event::Reprotect,
+            Event::StopReprotect,
+            Event::FailBack { kind: FailoverKind::Planned },
+            Event::Migrate,
             Event::Disable,
         ];
         orders.into_iter().filter(|event| self.allows(event)).map(|event| event.name()).collect()
@@ -253,10 +326,20 @@ impl ProtectionState {
         match event {
             E::Retry => matches!(self, S::EnablingFailed { .. } | S::InitialReplicationFailed { .. }),
             E::Pause => {
-                matches!(self, S::InitialReplication { paused: false } | S::Protected { paused: false })
+                matches!(
+                    self,
+                    S::InitialReplication { paused: false }
+                        | S::Protected { paused: false }
+                        | S::Resync { paused: false, .. }
+                )
             }
             E::Resume => {
-                matches!(self, S::InitialReplication { paused: true } | S::Protected { paused: true })
+                matches!(
+                    self,
+                    S::InitialReplication { paused: true }
+                        | S::Protected { paused: true }
+                        | S::Resync { paused: true, .. }
+                )
             }
             E::FailOver { kind: FailoverKind::Planned } => matches!(self, S::Protected { paused: false }),
             E::FailOver { kind: FailoverKind::Unplanned } => {
@@ -271,7 +354,15 @@ impl ProtectionState {
                     | S::Protected { .. }
                     | S::Resync { .. }
                     | S::Committed
+                    | S::Reprotecting
+                    | S::Reversed
+                    | S::Migrated
             ),
+            E::Reprotect | E::Migrate => matches!(self, S::Committed),
+            E::ReverseWhole => matches!(self, S::Reprotecting),
+            E::ReverseBroken | E::FailBack { .. } => matches!(self, S::Reversed),
+            E::StopReprotect => matches!(self, S::Reprotecting | S::Reversed),
+            E::CameHome | E::FailBackFailed => matches!(self, S::FailingBack { .. }),
             E::Related | E::EnableFailed { .. } => matches!(self, S::Enabling),
             E::FirstPoint => {
                 matches!(self, S::InitialReplication { .. } | S::InitialReplicationFailed { .. })
@@ -304,6 +395,14 @@ impl Event {
             Self::PointChanged => "change point",
             Self::Commit => "commit",
             Self::CancelFailover => "cancel failover",
+            Self::Reprotect => "reprotect",
+            Self::ReverseWhole => "all arrived",
+            Self::ReverseBroken => "repair the reverse direction",
+            Self::StopReprotect => "stop reprotecting",
+            Self::FailBack { .. } => "failback",
+            Self::CameHome => "come home",
+            Self::FailBackFailed => "fail failback",
+            Self::Migrate => "complete migration",
             Self::Disable => "unprotect",
         }
     }
@@ -360,10 +459,16 @@ mod tests {
             S::InitialReplicationFailed { reason: reason() },
             S::Protected { paused: false },
             S::Protected { paused: true },
-            S::Resync { reason: reason() },
+            S::Resync { reason: reason(), paused: false },
+            S::Resync { reason: reason(), paused: true },
             S::FailingOver { kind: FailoverKind::Unplanned, from: Box::new(S::Protected { paused: true }) },
             S::CommitPending { kind: FailoverKind::Unplanned },
             S::Committed,
+            S::Reprotecting,
+            S::Reversed,
+            S::FailingBack { kind: FailoverKind::Planned },
+            S::FailingBack { kind: FailoverKind::Unplanned },
+            S::Migrated,
             S::Disabling,
         ]
     }
@@ -387,6 +492,15 @@ mod tests {
             Event::PointChanged,
             Event::Commit,
             Event::CancelFailover,
+            Event::Reprotect,
+            Event::ReverseWhole,
+            Event::ReverseBroken,
+            Event::StopReprotect,
+            Event::FailBack { kind: FailoverKind::Planned },
+            Event::FailBack { kind: FailoverKind::Unplanned },
+            Event::CameHome,
+            Event::FailBackFailed,
+            Event::Migrate,
             Event::Disable,
         ]
     }
@@ -414,12 +528,37 @@ mod tests {
 
     #[test]
     fn nothing_leaves_disabling_and_a_commit_is_final() {
+        use ProtectionState as S;
         for event in events() {
-            assert!(ProtectionState::Disabling.next(event).is_err());
+            assert!(S::Disabling.next(event.clone()).is_err());
+            let after = S::Committed.next(event.clone());
+            assert!(matches!(after, Ok(S::Reprotecting | S::Migrated | S::Disabling) | Err(_)));
+            // A migration is complete: nothing but its removal is left.
+            assert!(matches!(S::Migrated.next(event), Ok(S::Disabling) | Err(_)));
         }
-        for event in events() {
-            let after = ProtectionState::Committed.next(event);
-            assert!(matches!(after, Ok(ProtectionState::Disabling) | Err(_)));
-        }
+    }
+
+    #[test]
+    fn there_and_back_again() {
+        use ProtectionState as S;
+        let kind = FailoverKind::Planned;
+        let way = [
+            Event::FailOver { kind },
+            Event::BroughtUp,
+            Event::Commit,
+            Event::Reprotect,
+            Event::ReverseWhole,
+            Event::ReverseBroken,
+            Event::ReverseWhole,
+            Event::FailBack { kind },
+            Event::FailBackFailed,
+            Event::FailBack { kind },
+            Event::CameHome,
+            Event::ResyncDone,
+        ];
+        let home = way.into_iter().try_fold(S::Protected { paused: false }, S::next);
+        assert_eq!(home, Ok(S::Protected { paused: false }));
+        let early = S::Reprotecting.next(Event::FailBack { kind: FailoverKind::Unplanned });
+        assert!(early.is_err(), "while nothing whole is at the old source, nothing comes home");
     }
 }

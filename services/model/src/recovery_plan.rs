@@ -7,6 +7,7 @@
 //! name: shop
 //! description: everything that takes orders
 //! rto_seconds: 600
+//! rpo_seconds: 60
 //! groups:
 //!   - name: databases
 //!     machines: [db-01]
@@ -41,6 +42,9 @@ pub struct Plan {
     /// How long a run may take until its last machine answers.
     #[serde(default)]
     pub rto_seconds: Option<u64>,
+    /// How old the moments that a run brings up may be.
+    #[serde(default)]
+    pub rpo_seconds: Option<u64>,
     /// Its groups.
     #[serde(default)]
     pub groups: Vec<Group>,
@@ -78,6 +82,9 @@ impl Plan {
         }
         if self.rto_seconds == Some(0) {
             problems.push("rto_seconds: 0 cannot be met; leave it out, or name a time".into());
+        }
+        if self.rpo_seconds == Some(0) {
+            problems.push("rpo_seconds: 0 cannot be met; leave it out, or name a time".into());
         }
         if self.groups.is_empty() {
             problems.push("groups: there is none; add one with at least one machine".into());
@@ -187,7 +194,7 @@ mod tests {
     }
 
     fn plan(groups: Vec<Group>) -> Plan {
-        Plan { name: "p".into(), description: String::new(), rto_seconds: None, groups }
+        Plan { name: "p".into(), description: String::new(), rto_seconds: None, rpo_seconds: None, groups }
     }
 
     #[test]

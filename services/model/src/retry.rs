@@ -4,6 +4,7 @@
 //! A connection lost on a healthy network is tried within a second first. Trouble that waiting does
 //! not mend (authentication, authorisation, an invalid state) is never retried: it raises an alert.
 
+use crate::fault::FaultClass;
 use crate::world::Entropy;
 use std::time::Duration;
 
@@ -16,6 +17,23 @@ pub enum RetryClass {
     Recoverable,
     /// Needs a person.
     NotRecoverable,
+}
+
+impl RetryClass {
+    /// The class of a fault: what the network, a restart or a change of roles may mend is tried again; what a person must
+    /// mend (who may do what, what is configured, what exists) is not, however often it is tried.
+    pub const fn of(class: FaultClass) -> Self {
+        match class {
+            FaultClass::NotConnected | FaultClass::NotReady => Self::ConnectionLost,
+            FaultClass::Failed => Self::Recoverable,
+            FaultClass::Refused
+            | FaultClass::WaitingForApproval
+            | FaultClass::Configuration
+            | FaultClass::Usage
+            | FaultClass::NotFound
+            | FaultClass::Conflict => Self::NotRecoverable,
+        }
+    }
 }
 
 /// Counts attempts and says how long to wait before the next.
@@ -80,6 +98,27 @@ mod tests {
         schedule.reset();
         assert_eq!(schedule.next(RetryClass::Recoverable, &mut Zero), Some(Duration::from_secs(60)));
         assert_eq!(schedule.next(RetryClass::NotRecoverable, &mut Zero), None);
+    }
+
+    #[test]
+    fn what_a_person_must_mend_is_not_tried_again() {
+        let rows = [
+            (FaultClass::NotConnected, RetryClass::ConnectionLost),
+            (FaultClass::NotReady, RetryClass::ConnectionLost),
+            (FaultClass::Failed, RetryClass::Recoverable),
+            (FaultClass::Refused, RetryClass::NotRecoverable),
+            (FaultClass::WaitingForApproval, RetryClass::NotRecoverable),
+            (FaultClass::Configuration, RetryClass::NotRecoverable),
+            (FaultClass::Usage, RetryClass::NotRecoverable),
+            (FaultClass::NotFound, RetryClass::NotRecoverable),
+            (FaultClass::Conflict, RetryClass::NotRecoverable),
+        ];
+        for (class, expected) in rows {
+            let found = RetryClass::of(class);
+            assert_eq!(found, expected, "{class:?}");
+            let tried = RetrySchedule::default().next(found, &mut Zero).is_some();
+            assert_eq!(tried, expected != RetryClass::NotRecoverable, "{class:?}");
+        }
     }
 
     #[test]

@@ -26,13 +26,14 @@ pub enum Effort {
 
 /// What held the last frame up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
 pub enum Bottleneck {
     /// The frame waited for the link.
-    Link,
+    Link = 1,
     /// The link waited for the frame, and more frames waited for us.
-    Work,
+    Work = 2,
     /// Nothing did.
-    Nothing,
+    Nothing = 0,
 }
 
 /// Compresses an envelope's payload; what does not shrink by an eighth stays plain. The head, and with it

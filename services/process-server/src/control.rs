@@ -1,8 +1,10 @@
 //! The session with the vault: which machines to relay, and how it goes.
 
+use crate::pace::Pace;
 use crate::server::{Assigned, Limits, ProcessServer};
 use continuum_model::fault::{Fault, FaultClass};
 use continuum_model::id::MachineId;
+use continuum_model::policy::BandwidthLimit;
 use continuum_model::units::Epoch;
 use continuum_model::world::{Clock, SystemClock};
 use continuum_proto::v1 as pb;
@@ -33,6 +35,8 @@ pub struct ProcessServerConfig {
     pub advertise: Option<String>,
     /// `host:port` of the vault.
     pub vault_address: String,
+    /// How fast change data of all machines together may leave, by its own hours; none: as fast as the link.
+    pub bandwidth: Vec<BandwidthLimit>,
 }
 
 struct Session {
@@ -55,7 +59,12 @@ pub async fn run(
     credentials: Credentials,
     stop: CancellationToken,
 ) -> Result<(), Fault> {
-    let server = ProcessServer::open(&config.dir, credentials.clone(), Limits::default())?;
+    let server = ProcessServer::open(
+        &config.dir,
+        credentials.clone(),
+        Limits::default(),
+        Pace::new(config.bandwidth.clone()),
+    )?;
     let start = |error: std::io::Error| {
         Fault::new(
             FaultClass::Failed,
@@ -119,6 +128,7 @@ impl Handler for Session {
             spool_bytes_max: status.spool_bytes_max,
             in_bytes_per_sec: in_rate,
             out_bytes_per_sec: out_rate,
+            limit_bytes_per_sec: status.limit_bytes_per_sec,
             relays: status
                 .relays
                 .iter()
@@ -128,6 +138,16 @@ impl Handler for Session {
                     target_connected: relay.target_connected,
                     backlog_bytes: relay.backlog_bytes,
                     fault: relay.fault.as_ref().map(grpc::fault_to_proto),
+                    received_time_us: relay.times.0,
+                    forwarded_time_us: relay.times.1,
+                    acknowledged_time_us: relay.times.2,
+                    on_way_bytes: relay.on_way_bytes,
+                    received_bytes_total: relay.received_bytes,
+                    forwarded_bytes_total: relay.forwarded_bytes,
+                    full: relay.full,
+                    held_up_by: relay.held_up_by.into(),
+                    limit_bytes_per_sec: relay.limit_bytes_per_sec,
+                    held_by: relay.held.map(|held| held.to_string()).unwrap_or_default(),
                 })
                 .collect(),
         })
@@ -140,7 +160,16 @@ impl Handler for Session {
                 tracing::warn!("the vault names a machine that is none: passed over");
                 return None;
             };
+            let limit = |limit: &pb::BandwidthLimit| match continuum_wire::policy::limit_from(limit) {
+                Ok(limit) => Some(limit),
+                Err(why) => {
+                    tracing::warn!(%machine, "a limit that makes no sense is passed over: {why}");
+                    None
+                }
+            };
             Some(Assigned {
+                bandwidth: relay.bandwidth.iter().filter_map(limit).collect(),
+                urgent: relay.urgent,
                 machine,
                 epoch: Epoch(relay.epoch),
                 target_address: relay.target_address,
@@ -153,9 +182,10 @@ impl Handler for Session {
 
     async fn command(&self, command: pb::Command, _: Progress) -> Result<command_result::Result, Fault> {
         match command.act {
-            // Streams are opened by agents, who wait; nothing waits here.
+            // Streams are opened by agents, from end to end: whoever retries there tries both hops.
             Some(pb::command::Act::ReconnectNow(_)) => {
-                let detail = "a process server waits for agents: it has nothing to retry".to_owned();
+                let detail = "the agent opens the stream anew, and this process server its way to the target"
+                    .to_owned();
                 Ok(command_result::Result::Done(pb::Done { detail }))
             }
             _ => Err(Fault::new(FaultClass::Usage, "command.unknown", "a process server does not do that")),

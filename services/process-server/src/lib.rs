@@ -4,6 +4,7 @@
 //! - [`relay`]: one machine's stream, from its agent to its master target, and acknowledgements back
 //! - [`order`]: which frame may come next on a stream
 //! - [`spool`]: frames between the two, bounded, in memory first and on disk beyond
+//! - [`pace`]: how fast frames may leave, and whose turn it is
 //! - [`compress`]: what makes a payload smaller, when it is worth it
 //! - [`control`]: the session with the vault
 //!
@@ -13,6 +14,7 @@
 pub mod compress;
 pub mod control;
 pub mod order;
+pub mod pace;
 pub mod relay;
 pub mod server;
 pub mod spool;

@@ -7,12 +7,15 @@
 //! | a later one | refused: frames are missing, and the stream starts again from what the target holds |
 //! | the next by number, naming another digest | refused: two histories |
 //! | of another machine, or under another epoch | refused: no right |
+//!
+//! And which acknowledgement may pass on the way back: one of a frame that was sent ([`Sent`]).
 
 use continuum_model::fault::{Fault, FaultClass};
 use continuum_model::feed::FrameHead;
 use continuum_model::id::MachineId;
 use continuum_model::units::{Epoch, FrameNumber};
 use continuum_wire::channel::{Hello, Welcome};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Where a stream stands.
 #[derive(Debug)]
@@ -21,6 +24,26 @@ pub struct Order {
     epoch: Epoch,
     last: FrameNumber,
     digest: u128,
+}
+
+/// The last frame that was sent to the target.
+#[derive(Debug)]
+pub struct Sent(AtomicU64);
+
+impl Sent {
+    /// Nothing but what the target held already.
+    pub const fn after(welcome: &Welcome) -> Self {
+        Self(AtomicU64::new(welcome.number.0))
+    }
+    /// A frame is about to be sent. Said before it is: its acknowledgement may be back before sending returns.
+    pub fn sending(&self, number: FrameNumber) {
+        self.0.store(number.0, Ordering::Release);
+    }
+    /// Whether an acknowledgement of the target may be passed on.
+    pub fn check(&self, acknowledged: FrameNumber) -> Result<(), Box<Fault>> {
+        let sent = FrameNumber(self.0.load(Ordering::Acquire));
+        if acknowledged > sent { Err(Box::new(beyond(acknowledged, sent))) } else { Ok(()) }
+    }
 }
 
 /// What to do with a frame.
@@ -106,6 +129,17 @@ fn fork(number: FrameNumber) -> Fault {
     .affects("this stream, which starts again from what the target holds")
     .spares("the replica: the frame was not taken")
     .remedy("nothing: source and target compare again; if it stays, a resync of the machine")
+}
+
+fn beyond(acknowledged: FrameNumber, sent: FrameNumber) -> Fault {
+    Fault::new(
+        FaultClass::Failed,
+        "channel.protocol",
+        format!("the master target acknowledged frame {acknowledged}, but only {sent} were sent to it"),
+    )
+    .affects("this stream, which was closed; the acknowledgement was not passed on")
+    .spares("the source's knowledge of what changed")
+    .remedy("see whether something else writes to this replica, and update the older side")
 }
 
 #[cfg(test)]

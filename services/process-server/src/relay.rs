@@ -1,7 +1,7 @@
 //! One machine's stream: frames from its agent to its master target, acknowledgements back.
 //!
 //! ```text
-//! agent ──frames──► receive ──► [spool] ──► pack ──► (2) ──► send ──► target
+//! agent ──frames──► receive ──► [spool] ──► pack ──► (2) ──► (turn) send ──► target
 //! agent ◄──────────────────── acknowledge ◄─────────────────────────── target
 //! ```
 //!
@@ -13,9 +13,10 @@
 //! frames that were sent to it.
 
 use crate::compress::{Adaptive, Bottleneck, Effort, compress};
-use crate::order::{Order, Take};
+use crate::order::{Order, Sent, Take};
+use crate::pace::Pace;
 use crate::server::{Assigned, Gauge, Presence};
-use crate::spool::{Place, Pool, Spool};
+use crate::spool::{Pool, Spool};
 use continuum_model::fault::{Fault, FaultClass};
 use continuum_model::feed::Envelope;
 use continuum_model::id::MachineId;
@@ -23,10 +24,11 @@ use continuum_model::units::FrameNumber;
 use continuum_wire::channel::{self, Hello, Incoming, Message, Receiver, Sender, Welcome};
 use continuum_wire::identity::Role;
 use continuum_wire::tls::Credentials;
+use std::collections::VecDeque;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::sync::{Mutex, Notify, Semaphore, mpsc};
 
@@ -43,6 +45,8 @@ pub(crate) struct Means {
     pub pool: Pool,
     /// Threads that compress, and read and write the spool.
     pub hands: Arc<Semaphore>,
+    /// How fast frames may leave.
+    pub pace: Pace,
 }
 
 /// Carries one stream until either end breaks. Returns why it ended.
@@ -68,7 +72,8 @@ pub(crate) async fn carry(
         spool: Arc::new(Spool::new(means.pool.clone())),
         means: means.clone(),
         more: Notify::new(),
-        sent: AtomicU64::new(welcome.number.0),
+        sent: Sent::after(&welcome),
+        on_way: std::sync::Mutex::default(),
         gauge: gauge.clone(),
         compression: assigned.compression,
     };
@@ -104,10 +109,18 @@ async fn open_target(
     };
     match tokio::time::timeout(TARGET_DEADLINE, opening).await {
         Ok(Ok(opened)) => Ok(opened),
-        Ok(Err(fault)) if fault.class == FaultClass::NotConnected => Err(unreachable(&fault.message)),
-        Ok(Err(fault)) => Err(fault),
-        Err(_) => Err(unreachable("no answer in 15 s")),
+        Ok(Err(fault)) if fault.class == FaultClass::NotConnected => {
+            Err(at_target(unreachable(&fault.message)))
+        }
+        Ok(Err(fault)) => Err(at_target(fault)),
+        Err(_) => Err(at_target(unreachable("no answer in 15 s"))),
     }
+}
+
+/// Says that it happened between here and the target.
+fn at_target(mut fault: Fault) -> Fault {
+    fault.message = format!("{}: {}", channel::TO_TARGET, fault.message);
+    fault
 }
 
 struct Lane {
@@ -115,8 +128,10 @@ struct Lane {
     spool: Arc<Spool>,
     means: Means,
     more: Notify,
-    /// The last frame that was sent to the target.
-    sent: AtomicU64,
+    sent: Sent,
+    /// Frames that were sent to the target and not acknowledged, with their bytes. As many as fit into the link and
+    /// the target's queue, which are bounded.
+    on_way: std::sync::Mutex<VecDeque<(u64, u64)>>,
     gauge: Arc<Gauge>,
     compression: bool,
 }
@@ -127,9 +142,12 @@ impl Lane {
             let envelope = match message {
                 Message::Frame(envelope) => envelope,
                 Message::Refused(fault) => return Err(fault),
-                Message::Ack(_) => return Err(unexpected()),
+                Message::Ack(_) | Message::Holds(_) | Message::Ask(..) | Message::Sums(_) => {
+                    return Err(unexpected());
+                }
             };
             self.gauge.received.fetch_add(envelope.len() as u64, Ordering::Relaxed);
+            self.gauge.received_time.fetch_max(envelope.head.last_time.micros(), Ordering::Relaxed);
             match order.take(&envelope.head).map_err(|fault| *fault)? {
                 Take::Next => self.keep(Box::new(envelope)).await?,
                 Take::Duplicate => {
@@ -158,8 +176,10 @@ impl Lane {
                     Err(back) => envelope = back,
                 }
             }
+            self.gauge.full.store(true, Ordering::Relaxed);
             freed.await;
         }
+        self.gauge.full.store(false, Ordering::Relaxed);
         self.gauge.backlog.store(self.spool.bytes(), Ordering::Relaxed);
         self.more.notify_one();
         Ok(())
@@ -168,25 +188,7 @@ impl Lane {
     /// Puts a frame on disk; gives it back when the disk does not take it.
     async fn write(&self, envelope: Box<Envelope>) -> Result<Result<(), Box<Envelope>>, Fault> {
         let (spool, dir, machine) = (self.spool.clone(), self.means.dir.clone(), self.machine);
-        let length = envelope.len() as u64;
-        let written = self
-            .by_hand(move || {
-                let stretch = match spool.reserve(&dir, machine, length) {
-                    Ok(stretch) => stretch,
-                    Err(error) => return Err((error, envelope)),
-                };
-                match stretch.write(&envelope) {
-                    Ok(()) => {
-                        spool.push_disk(stretch);
-                        Ok(())
-                    }
-                    Err(error) => {
-                        spool.free(&stretch);
-                        Err((error, envelope))
-                    }
-                }
-            })
-            .await?;
+        let written = self.by_hand(move || spool.push_to_disk(&dir, machine, envelope)).await?;
         if self.gauge.disk(written.as_ref().map_err(|(error, _)| error).copied()) {
             tracing::warn!(machine = %self.machine, takes_frames = written.is_ok(), "the spool's disk changed its mind");
         }
@@ -204,14 +206,7 @@ impl Lane {
             let (spool, starved) = (self.spool.clone(), out.capacity() == PACKED);
             let (envelope, payload) = self
                 .by_hand(move || {
-                    let envelope = match place {
-                        Place::Memory(envelope) => *envelope,
-                        Place::Disk(stretch) => {
-                            let read = stretch.read();
-                            spool.free(&stretch);
-                            read?
-                        }
-                    };
+                    let envelope = spool.open(place)?;
                     let payload = envelope.stored.len();
                     Ok((compress(envelope, effort), payload))
                 })
@@ -220,11 +215,13 @@ impl Lane {
             let waiting = self.spool.bytes();
             self.gauge.backlog.store(waiting, Ordering::Relaxed);
             adaptive.packed(effort, payload, envelope.stored.len() < payload);
-            adaptive.held_up_by(match out.capacity() {
+            let bottleneck = match out.capacity() {
                 0 => Bottleneck::Link,
                 PACKED if starved && waiting > 0 => Bottleneck::Work,
                 _ => Bottleneck::Nothing,
-            });
+            };
+            self.gauge.held_up_by(bottleneck);
+            adaptive.held_up_by(bottleneck);
             if out.send(envelope).await.is_err() {
                 // The sending half ended, and says why.
                 std::future::pending::<()>().await;
@@ -237,7 +234,7 @@ impl Lane {
             let envelope = match packed.try_recv() {
                 Ok(envelope) => envelope,
                 Err(_) => {
-                    target.flush().await?;
+                    target.flush().await.map_err(at_target)?;
                     match packed.recv().await {
                         Some(envelope) => envelope,
                         None => std::future::pending().await,
@@ -245,10 +242,18 @@ impl Lane {
                 }
             };
             let (number, length) = (envelope.head.identity.number, envelope.len() as u64);
-            // Before it is sent: its acknowledgement may be back before `frame` returns.
-            self.sent.store(number.0, Ordering::Release);
-            target.frame(&envelope).await?;
+            if let Some(place) = self.means.pace.ask(self.machine, length) {
+                // What went before is not held back by what follows it.
+                target.flush().await.map_err(at_target)?;
+                place.turn().await;
+            }
+            self.sent.sending(number);
+            self.on_way().push_back((number.0, length));
+            self.gauge.on_way.fetch_add(length, Ordering::Relaxed);
+            let newest = envelope.head.last_time.micros();
+            target.frame(&envelope).await.map_err(at_target)?;
             self.gauge.forwarded.fetch_add(length, Ordering::Relaxed);
+            self.gauge.forwarded_time.fetch_max(newest, Ordering::Relaxed);
         }
     }
 
@@ -257,26 +262,39 @@ impl Lane {
         mut from_target: Receiver,
         to_agent: &Mutex<Option<Sender>>,
     ) -> Result<(), Fault> {
-        while let Some(message) = from_target.next().await? {
+        while let Some(message) = from_target.next().await.map_err(at_target)? {
             match message {
                 Message::Ack(ack) => {
-                    let sent = FrameNumber(self.sent.load(Ordering::Acquire));
-                    if ack.number > sent {
-                        return Err(beyond(ack.number, sent));
-                    }
+                    self.sent.check(ack.number).map_err(|fault| at_target(*fault))?;
                     if let Some(agent) = to_agent.lock().await.as_mut() {
                         agent.ack(ack).await?;
                     }
                     self.gauge.acknowledged.store(ack.number.0, Ordering::Relaxed);
+                    self.gauge.acknowledged_time.store(ack.newest.micros(), Ordering::Relaxed);
+                    self.arrived(ack.number);
                 }
-                Message::Refused(fault) => return Err(fault),
-                Message::Frame(_) => return Err(unexpected()),
+                Message::Refused(fault) => return Err(at_target(fault)),
+                Message::Frame(_) | Message::Holds(_) | Message::Ask(..) | Message::Sums(_) => {
+                    return Err(at_target(unexpected()));
+                }
             }
         }
-        Err(Fault::new(FaultClass::NotConnected, "target.gone", "the master target closed the stream")
+        let gone = Fault::new(FaultClass::NotConnected, "target.gone", "the master target closed the stream")
             .affects("new changes wait at the source")
             .spares("writes of the machine, and all recovery points")
-            .remedy("nothing: it is opened again"))
+            .remedy("nothing: it is opened again");
+        Err(at_target(gone))
+    }
+
+    fn on_way(&self) -> std::sync::MutexGuard<'_, VecDeque<(u64, u64)>> {
+        self.on_way.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn arrived(&self, number: FrameNumber) {
+        let mut on_way = self.on_way();
+        while let Some((_, length)) = on_way.pop_front_if(|(first, _)| *first <= number.0) {
+            self.gauge.on_way.fetch_sub(length, Ordering::Relaxed);
+        }
     }
 
     /// Runs what blocks or computes on one of few threads.
@@ -298,17 +316,6 @@ fn unexpected() -> Fault {
     )
     .affects("this stream, which was closed")
     .spares("all other streams, and what is stored")
-}
-
-fn beyond(acknowledged: FrameNumber, sent: FrameNumber) -> Fault {
-    Fault::new(
-        FaultClass::Failed,
-        "channel.protocol",
-        format!("the master target acknowledged frame {acknowledged}, but only {sent} were sent to it"),
-    )
-    .affects("this stream, which was closed; the acknowledgement was not passed on")
-    .spares("the source's knowledge of what changed")
-    .remedy("see whether something else writes to this replica, and update the older side")
 }
 
 fn spool_fault(error: &io::Error) -> Fault {

@@ -10,11 +10,14 @@
 //!
 //! Invariants: a machine has at most one stream, the newest; a stream ends as soon as its assignment does.
 
+use crate::compress::Bottleneck;
 use crate::order::{no_right, other_epoch};
+use crate::pace::{Held, Pace};
 use crate::relay::{self, Means};
 use crate::spool::Pool;
 use continuum_model::fault::{Fault, FaultClass};
 use continuum_model::id::MachineId;
+use continuum_model::policy::BandwidthLimit;
 use continuum_model::units::{Epoch, FrameNumber};
 use continuum_wire::ca;
 use continuum_wire::channel::{self, Incoming};
@@ -24,7 +27,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::future::Future;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
@@ -43,6 +46,21 @@ pub struct Assigned {
     pub target_id: String,
     /// Whether to compress.
     pub compression: bool,
+    /// How fast its frames may leave, by this server's hours. Changes without a break of the stream.
+    #[serde(default)]
+    pub bandwidth: Vec<BandwidthLimit>,
+    /// It is being failed over: where not everybody can go at once, it goes first.
+    #[serde(default)]
+    pub urgent: bool,
+}
+
+impl Assigned {
+    /// Whether a stream under one of these is a stream under the other.
+    fn same_stream(&self, other: &Self) -> bool {
+        let Self { machine, epoch, target_address, target_id, compression, bandwidth: _, urgent: _ } = self;
+        (machine, epoch, target_address, target_id, compression)
+            == (&other.machine, &other.epoch, &other.target_address, &other.target_id, &other.compression)
+    }
 }
 
 /// How much may wait here.
@@ -69,6 +87,8 @@ pub struct Status {
     pub spool_bytes: u64,
     /// How many may.
     pub spool_bytes_max: u64,
+    /// How fast frames of all machines together may leave now; `None`: as fast as the link.
+    pub limit_bytes_per_sec: Option<u64>,
     /// The relays, ordered by machine.
     pub relays: Vec<RelayStatus>,
 }
@@ -88,10 +108,22 @@ pub struct RelayStatus {
     pub received_bytes: u64,
     /// Bytes sent to the target since this process started.
     pub forwarded_bytes: u64,
+    /// The newest moments received, given to the link to the target, and durable there, in microseconds; 0: none yet.
+    pub times: (i64, i64, i64),
+    /// Bytes given to that link and not acknowledged.
+    pub on_way_bytes: u64,
+    /// It takes nothing more until there is room.
+    pub full: bool,
+    /// What frames waited for last: `link`, `work`, or nothing.
+    pub held_up_by: &'static str,
     /// Frames that came again and were dropped.
     pub duplicates: u64,
     /// The last acknowledgement that was passed on.
     pub acknowledged: FrameNumber,
+    /// How fast its frames may leave now by its policy; `None`: as fast as the link.
+    pub limit_bytes_per_sec: Option<u64>,
+    /// Which limit holds its frames up at this moment.
+    pub held: Option<Held>,
     /// Why it last ended; `None` while all is well.
     pub fault: Option<Fault>,
 }
@@ -104,6 +136,12 @@ pub(crate) struct Gauge {
     pub backlog: AtomicU64,
     pub received: AtomicU64,
     pub forwarded: AtomicU64,
+    pub received_time: AtomicI64,
+    pub forwarded_time: AtomicI64,
+    pub acknowledged_time: AtomicI64,
+    pub on_way: AtomicU64,
+    pub full: AtomicBool,
+    held_up: AtomicU8,
     pub duplicates: AtomicU64,
     pub acknowledged: AtomicU64,
     disk_failed: AtomicBool,
@@ -111,6 +149,9 @@ pub(crate) struct Gauge {
 }
 
 impl Gauge {
+    pub fn held_up_by(&self, what: Bottleneck) {
+        self.held_up.store(what as u8, Ordering::Relaxed);
+    }
     pub fn well(&self) {
         self.disk_failed.store(false, Ordering::Relaxed);
         *self.fault.lock().unwrap_or_else(PoisonError::into_inner) = None;
@@ -156,6 +197,9 @@ impl Drop for Presence {
     fn drop(&mut self) {
         (self.side)(&self.gauge).fetch_sub(1, Ordering::Relaxed);
         self.gauge.backlog.store(0, Ordering::Relaxed);
+        self.gauge.on_way.store(0, Ordering::Relaxed);
+        self.gauge.full.store(false, Ordering::Relaxed);
+        self.gauge.held_up_by(Bottleneck::Nothing);
     }
 }
 
@@ -204,7 +248,7 @@ impl End {
 
 impl ProcessServer {
     /// A process server with its spool and memory in `dir`. What was last assigned is assigned again.
-    pub fn open(dir: &Path, credentials: Credentials, limits: Limits) -> Result<Self, Fault> {
+    pub fn open(dir: &Path, credentials: Credentials, limits: Limits, pace: Pace) -> Result<Self, Fault> {
         let failed = |what: &str, reason: String| {
             Fault::new(
                 FaultClass::Failed,
@@ -227,6 +271,7 @@ impl ProcessServer {
                 limits.machine_memory_bytes_max,
             ),
             hands: Arc::new(Semaphore::new(hands)),
+            pace,
         };
         let server =
             Self { shared: Arc::new(Shared { means, relays: Mutex::default(), written: Mutex::default() }) };
@@ -253,9 +298,7 @@ impl ProcessServer {
 
     /// Relays a machine no more. Its stream is ended.
     pub fn unassign(&self, machine: MachineId) {
-        if let Some(relay) = self.relays().remove(&machine) {
-            relay.stream.because(unknown(machine));
-        }
+        self.remove(machine);
         self.remember();
     }
 
@@ -267,9 +310,7 @@ impl ProcessServer {
             relays.keys().filter(|machine| !stays(machine)).copied().collect()
         };
         for machine in gone {
-            if let Some(relay) = self.relays().remove(&machine) {
-                relay.stream.because(unknown(machine));
-            }
+            self.remove(machine);
         }
         assigned.into_iter().for_each(|assigned| self.place(assigned));
         self.remember();
@@ -277,11 +318,15 @@ impl ProcessServer {
 
     /// How it goes.
     pub fn status(&self) -> Status {
-        let relays = self.relays();
-        let mut relays: Vec<RelayStatus> = relays.values().map(Relay::status).collect();
+        let (relays, means) = (self.relays(), &self.shared.means);
+        let mut relays: Vec<RelayStatus> = relays.values().map(|relay| relay.status(&means.pace)).collect();
         relays.sort_unstable_by_key(|relay| relay.assigned.machine);
-        let pool = &self.shared.means.pool;
-        Status { spool_bytes: pool.bytes(), spool_bytes_max: pool.bytes_max(), relays }
+        Status {
+            spool_bytes: means.pool.bytes(),
+            spool_bytes_max: means.pool.bytes_max(),
+            limit_bytes_per_sec: means.pace.limit(),
+            relays,
+        }
     }
 
     /// Serves agents until `stop`.
@@ -359,10 +404,18 @@ impl ProcessServer {
         Ok((relay.assigned.clone(), relay.gauge.clone(), end, relay.turn.clone()))
     }
 
+    fn remove(&self, machine: MachineId) {
+        if let Some(relay) = self.relays().remove(&machine) {
+            relay.stream.because(unknown(machine));
+        }
+        self.shared.means.pace.forget(machine);
+    }
+
     fn place(&self, assigned: Assigned) {
+        self.shared.means.pace.set(assigned.machine, &assigned.bandwidth, assigned.urgent);
         let mut relays = self.relays();
         match relays.get_mut(&assigned.machine) {
-            Some(relay) if relay.assigned == assigned => {}
+            Some(relay) if relay.assigned.same_stream(&assigned) => relay.assigned = assigned,
             Some(relay) => {
                 relay.stream.because(
                     Fault::new(
@@ -411,7 +464,7 @@ impl ProcessServer {
 }
 
 impl Relay {
-    fn status(&self) -> RelayStatus {
+    fn status(&self, pace: &Pace) -> RelayStatus {
         let gauge = &self.gauge;
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         RelayStatus {
@@ -421,9 +474,23 @@ impl Relay {
             backlog_bytes: read(&gauge.backlog),
             received_bytes: read(&gauge.received),
             forwarded_bytes: read(&gauge.forwarded),
+            times: (
+                gauge.received_time.load(Ordering::Relaxed),
+                gauge.forwarded_time.load(Ordering::Relaxed),
+                gauge.acknowledged_time.load(Ordering::Relaxed),
+            ),
+            on_way_bytes: read(&gauge.on_way),
+            full: gauge.full.load(Ordering::Relaxed),
+            held_up_by: match gauge.held_up.load(Ordering::Relaxed) {
+                n if n == Bottleneck::Link as u8 => "link",
+                n if n == Bottleneck::Work as u8 => "work",
+                _ => "",
+            },
             duplicates: read(&gauge.duplicates),
             acknowledged: FrameNumber(read(&gauge.acknowledged)),
             fault: gauge.fault.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            limit_bytes_per_sec: pace.limits(self.assigned.machine).0,
+            held: pace.holds(self.assigned.machine),
         }
     }
 }

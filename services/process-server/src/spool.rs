@@ -2,8 +2,16 @@
 //! than a fair share of what all streams may use.
 //!
 //! ```text
-//! <dir>/<machine id>-<n>.spool   envelopes back to back; unlinked as soon as it is open
+//! <dir>/<machine id>-<n>.spool   sealed envelopes back to back; unlinked as soon as it is open
+//!
+//! sealed = AES-256-GCM-SIV of the envelope · tag [16]
+//!          key: drawn when the process starts, in its memory only      nonce: zero u32 · number u64 of the stretch
+//!          associated data: "CTSPOOL1" · machine [16] · number u64 · position u64 · length u64
 //! ```
+//!
+//! Whoever takes the disk, or finds freed blocks on it, finds nothing to read: the key ends with the process. A number
+//! is used once; should the whole process be reverted with its memory and use one again, that tells no more than
+//! whether the same frame was sealed twice.
 //!
 //! Not durable and not meant to be: the file has no name, so that whatever ends this process also wipes it.
 //! What is read back is verified again, so a rotten spool ends the stream, which then starts again from what
@@ -11,9 +19,11 @@
 //!
 //! Lives here: places and their accounts. Waiting and the threads for blocking reads and writes: `relay`.
 
+use aes_gcm_siv::aead::{AeadInOut, KeyInit};
+use aes_gcm_siv::{Aes256GcmSiv, Nonce, Tag};
 use continuum_model::feed::Envelope;
-use continuum_model::feed::envelope::{ENVELOPE_BYTES, EnvelopePrefix};
 use continuum_model::id::MachineId;
+use continuum_model::world::{Entropy, SystemEntropy};
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
@@ -22,6 +32,10 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
+use zeroize::Zeroizing;
+
+/// Bytes that sealing adds to an envelope.
+const TAG_BYTES: u64 = 16;
 
 /// What all streams together may have waiting. Clones are the same pool.
 #[derive(Debug, Clone)]
@@ -29,7 +43,6 @@ pub struct Pool {
     shared: Arc<Shared>,
 }
 
-#[derive(Debug)]
 struct Shared {
     bytes: AtomicU64,
     streams: AtomicUsize,
@@ -38,11 +51,22 @@ struct Shared {
     memory_bytes_max: u64,
     freed: Notify,
     files: AtomicU64,
+    seal: Aes256GcmSiv,
+    /// The number of the next stretch.
+    numbers: AtomicU64,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("Shared").field("bytes", &self.bytes).finish_non_exhaustive()
+    }
 }
 
 impl Pool {
     /// `bytes_max` for all streams, `stream_bytes_max` for each, of which `memory_bytes_max` in memory.
     pub fn new(bytes_max: u64, stream_bytes_max: u64, memory_bytes_max: u64) -> Self {
+        let mut key = Zeroizing::new([0; 32]);
+        SystemEntropy.fill(&mut *key);
         Self {
             shared: Arc::new(Shared {
                 bytes: AtomicU64::new(0),
@@ -52,6 +76,8 @@ impl Pool {
                 memory_bytes_max,
                 freed: Notify::new(),
                 files: AtomicU64::new(0),
+                seal: Aes256GcmSiv::new((&*key).into()),
+                numbers: AtomicU64::new(0),
             }),
         }
     }
@@ -98,11 +124,16 @@ pub enum Place {
 }
 
 /// A stretch of the spool's file that holds, or will hold, one envelope. Counts until it is given back with
-/// [`Spool::free`].
+/// [`Spool::free`] or [`Spool::open`].
 #[derive(Debug)]
 pub struct Stretch {
+    pool: Pool,
     file: Arc<File>,
+    machine: MachineId,
+    /// Of this stretch alone, over the life of the process.
+    number: u64,
     at: u64,
+    /// Of the envelope; the tag follows it.
     length: u64,
 }
 
@@ -153,8 +184,9 @@ impl Spool {
                 file
             }
         };
-        let stretch = Stretch { file, at: inner.end, length };
-        inner.end += length;
+        let number = self.pool.shared.numbers.fetch_add(1, Ordering::Relaxed);
+        let stretch = Stretch { pool: self.pool.clone(), file, machine, number, at: inner.end, length };
+        inner.end += length + TAG_BYTES;
         inner.disk_bytes += length;
         drop(inner);
         self.pool.shared.bytes.fetch_add(length, Ordering::Relaxed);
@@ -164,6 +196,41 @@ impl Spool {
     /// Puts a frame that was written to `stretch` at the end.
     pub fn push_disk(&self, stretch: Stretch) {
         self.inner().queue.push_back(Place::Disk(stretch));
+    }
+
+    /// Puts a frame at the end, on disk. Gives it back where the disk does not take it. Blocks.
+    pub fn push_to_disk(
+        &self,
+        dir: &Path,
+        machine: MachineId,
+        envelope: Box<Envelope>,
+    ) -> Result<(), (io::Error, Box<Envelope>)> {
+        let stretch = match self.reserve(dir, machine, envelope.len() as u64) {
+            Ok(stretch) => stretch,
+            Err(error) => return Err((error, envelope)),
+        };
+        match stretch.write(&envelope) {
+            Ok(()) => {
+                self.push_disk(stretch);
+                Ok(())
+            }
+            Err(error) => {
+                self.free(&stretch);
+                Err((error, envelope))
+            }
+        }
+    }
+
+    /// Opens what was taken from the front, verified, and gives its place back. Blocks where it is on disk.
+    pub fn open(&self, place: Place) -> io::Result<Envelope> {
+        match place {
+            Place::Memory(envelope) => Ok(*envelope),
+            Place::Disk(stretch) => {
+                let read = stretch.read();
+                self.free(&stretch);
+                read
+            }
+        }
     }
 
     /// Takes the frame at the front. One on disk counts until its stretch is given back.
@@ -225,26 +292,60 @@ impl Pool {
 }
 
 impl Stretch {
-    /// Writes the envelope there. Blocks.
+    /// Seals the envelope and writes it there. Blocks.
     pub fn write(&self, envelope: &Envelope) -> io::Result<()> {
-        self.file.write_all_at(&envelope.encode(), self.at)
+        let mut bytes = envelope.encode().to_vec();
+        let tag = self
+            .pool
+            .shared
+            .seal
+            .encrypt_inout_detached(&self.nonce(), &self.bound_to(), bytes.as_mut_slice().into())
+            .map_err(|_| io::Error::other("the envelope could not be sealed"))?;
+        bytes.extend_from_slice(tag.as_slice());
+        self.file.write_all_at(&bytes, self.at)
     }
 
-    /// Reads it back, verified. Blocks.
+    /// Reads it back, opened and verified. Blocks.
     pub fn read(&self) -> io::Result<Envelope> {
-        let damaged = |error| io::Error::new(io::ErrorKind::InvalidData, error);
-        let mut prefix = [0; ENVELOPE_BYTES];
-        self.file.read_exact_at(&mut prefix, self.at)?;
-        let prefix = EnvelopePrefix::decode(&prefix).map_err(damaged)?;
-        if (ENVELOPE_BYTES + prefix.body_len()) as u64 != self.length {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                "another frame stands where this one was",
-            ));
+        let damaged = |reason: String| io::Error::new(io::ErrorKind::InvalidData, reason);
+        let mut bytes = vec![0; self.length as usize];
+        let mut tag = Tag::default();
+        self.file.read_exact_at(&mut bytes, self.at)?;
+        self.file.read_exact_at(tag.as_mut_slice(), self.at + self.length)?;
+        self.pool
+            .shared
+            .seal
+            .decrypt_inout_detached(&self.nonce(), &self.bound_to(), bytes.as_mut_slice().into(), &tag)
+            .map_err(|_| {
+                let (machine, at) = (self.machine, self.at);
+                damaged(format!(
+                    "what stands at byte {at} is not the frame of machine {machine} that was put there"
+                ))
+            })?;
+        let (envelope, length) =
+            Envelope::decode(&bytes.into()).map_err(|error| damaged(error.to_string()))?;
+        if length as u64 == self.length {
+            Ok(envelope)
+        } else {
+            Err(damaged("a frame of another length".into()))
         }
-        let mut body = vec![0; prefix.body_len()];
-        self.file.read_exact_at(&mut body, self.at + ENVELOPE_BYTES as u64)?;
-        prefix.open(body.into()).map_err(damaged)
+    }
+
+    fn nonce(&self) -> Nonce {
+        let mut nonce = [0; 12];
+        nonce[4..].copy_from_slice(&self.number.to_le_bytes());
+        nonce.into()
+    }
+
+    /// What a sealed frame belongs to, and is refused anywhere else.
+    fn bound_to(&self) -> [u8; 48] {
+        let mut bound = [0; 48];
+        bound[..8].copy_from_slice(b"CTSPOOL1");
+        bound[8..24].copy_from_slice(self.machine.as_bytes());
+        for (place, value) in [self.number, self.at, self.length].into_iter().enumerate() {
+            bound[24 + place * 8..32 + place * 8].copy_from_slice(&value.to_le_bytes());
+        }
+        bound
     }
 
     #[cfg(test)]
@@ -278,21 +379,12 @@ mod tests {
 
     fn put(spool: &Spool, dir: &Path, envelope: Envelope) {
         if let Err(envelope) = spool.push_memory(Box::new(envelope)) {
-            let stretch = spool.reserve(dir, MachineId::from_bytes([1; 16]), envelope.len() as u64).unwrap();
-            stretch.write(&envelope).unwrap();
-            spool.push_disk(stretch);
+            spool.push_to_disk(dir, MachineId::from_bytes([1; 16]), envelope).unwrap();
         }
     }
 
     fn take(spool: &Spool) -> Option<io::Result<Envelope>> {
-        Some(match spool.pop()? {
-            Place::Memory(envelope) => Ok(*envelope),
-            Place::Disk(stretch) => {
-                let read = stretch.read();
-                spool.free(&stretch);
-                read
-            }
-        })
+        Some(spool.open(spool.pop()?))
     }
 
     #[test]
@@ -330,7 +422,7 @@ mod tests {
         let spool = Spool::new(Pool::new(1 << 30, 1 << 30, MIB));
         let envelope = envelope(1, 5000);
         let length = envelope.len() as u64;
-        for at in 0..length {
+        for at in 0..length + TAG_BYTES {
             let stretch = spool.reserve(dir.path(), machine, length).unwrap();
             stretch.write(&envelope).unwrap();
             stretch.rot(at);
@@ -346,6 +438,48 @@ mod tests {
         two.write(&super::tests::envelope(2, 4000)).unwrap();
         assert!(two.read().is_err(), "a shorter one");
         assert!(one.read().is_ok());
+    }
+
+    #[test]
+    fn what_is_on_disk_tells_nothing_and_is_good_in_its_place_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let (one, two) = (MachineId::from_bytes([1; 16]), MachineId::from_bytes([2; 16]));
+        let pool = Pool::new(1 << 30, 1 << 30, MIB);
+        let (spool, other) = (Spool::new(pool.clone()), Spool::new(pool));
+        let canary = *b"a canary that nobody may read";
+        let mut envelope = envelope(1, 5000);
+        let mut stored = envelope.stored.to_vec();
+        stored[100..100 + canary.len()].copy_from_slice(&canary);
+        envelope.stored = stored.into();
+        let length = envelope.len() as u64;
+        let reserve = |spool: &Spool, machine| spool.reserve(dir.path(), machine, length).unwrap();
+        let (first, second) = (reserve(&spool, one), reserve(&spool, one));
+        let elsewhere = reserve(&other, two);
+        for stretch in [&first, &second, &elsewhere] {
+            stretch.write(&envelope).unwrap();
+        }
+        let raw = |stretch: &Stretch| {
+            let mut bytes = vec![0; (length + TAG_BYTES) as usize];
+            stretch.file.read_exact_at(&mut bytes, stretch.at).unwrap();
+            bytes
+        };
+        let (a, b, c) = (raw(&first), raw(&second), raw(&elsewhere));
+        let holds = |bytes: &[u8], what: &[u8]| bytes.windows(what.len()).any(|window| window == what);
+        assert!(holds(&envelope.encode(), &canary), "it is there to be found");
+        assert!([&a, &b, &c].iter().all(|bytes| !holds(bytes, &canary)));
+        assert!(a != b && b != c, "the same frame twice is not seen to be the same");
+        // Swapped within the file; and of another machine.
+        first.file.write_all_at(&b, first.at).unwrap();
+        assert!(first.read().unwrap_err().to_string().contains("is not the frame of machine"));
+        first.file.write_all_at(&c, first.at).unwrap();
+        assert!(first.read().is_err());
+        first.file.write_all_at(&a, first.at).unwrap();
+        // (Its own checksums do not hold for what the test put in; that it opens is what counts.)
+        assert!(!first.read().is_err_and(|error| error.to_string().contains("is not the frame")));
+        // Another process has another key.
+        let stranger = Pool::new(1 << 30, 1 << 30, MIB);
+        let opened = Stretch { pool: stranger, file: first.file.clone(), machine: one, ..first };
+        assert!(opened.read().unwrap_err().to_string().contains("is not the frame of machine"));
     }
 
     #[test]

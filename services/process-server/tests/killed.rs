@@ -4,6 +4,7 @@
 mod common;
 
 use common::*;
+use continuum_process_server::pace::Pace;
 use continuum_process_server::{Limits, ProcessServer};
 use continuum_wire::identity::Role;
 use continuum_wire::tls::{self, Credentials};
@@ -28,7 +29,7 @@ fn the_process_that_is_killed() {
         let dir = std::path::PathBuf::from(dir);
         let credentials = Credentials::open(&dir.join("process-server-ps")).unwrap();
         let limits = Limits { machine_memory_bytes_max: 1 << 20, ..Limits::default() };
-        let server = ProcessServer::open(&dir.join("spool"), credentials, limits).unwrap();
+        let server = ProcessServer::open(&dir.join("spool"), credentials, limits, Pace::new(vec![])).unwrap();
         server.assign(assigned(machine(1), 1, target.parse::<SocketAddr>().unwrap()));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         println!("listens at {}", listener.local_addr().unwrap());

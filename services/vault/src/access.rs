@@ -107,7 +107,9 @@ impl OperatorRole {
                 | Right::Order(
                     K::Pause
                         | K::Resume
+                        | K::Resync
                         | K::RetryNow
+                        | K::Move
                         | K::TestFailover
                         | K::Cleanup
                         | K::Bookmark
@@ -116,6 +118,7 @@ impl OperatorRole {
                         | K::PlanDrill
                         | K::PlanCleanup
                         | K::CheckPlan
+                        | K::GroupBookmark
                 )
         );
         match self {
@@ -125,7 +128,19 @@ impl OperatorRole {
             Self::Auditor => matches!(right, Right::Read | Right::Audit),
             Self::Operator => runs || matches!(right, Right::Read),
             Self::Recoverer => {
-                runs || matches!(right, Right::Read | Right::Order(K::Failover | K::Commit | K::PlanFailover))
+                runs || matches!(
+                    right,
+                    Right::Read
+                        | Right::Order(
+                            K::Failover
+                                | K::Commit
+                                | K::ChangePoint
+                                | K::CancelFailover
+                                | K::Reprotect
+                                | K::Failback
+                                | K::PlanFailover
+                        )
+                )
             }
             Self::Contributor => matches!(
                 right,
@@ -140,12 +155,17 @@ impl OperatorRole {
                             | K::DeletePolicy
                             | K::Pause
                             | K::Resume
+                            | K::Resync
+                            | K::Move
                             | K::Bookmark
                             | K::Pin
                             | K::Acknowledge
                             | K::ApplyPlan
                             | K::CheckPlan
                             | K::DeletePlan
+                            | K::SetGroup
+                            | K::DeleteGroup
+                            | K::GroupBookmark
                     )
             ),
             Self::Owner => true,

@@ -61,8 +61,14 @@ pub struct Thresholds {
     pub free_bytes: (u64, u64),
     /// Share of a spool or staging area in use, in percent: warning, critical.
     pub buffer_percent: (u64, u64),
+    /// A spool or staging area that is full within this time: warning, critical.
+    pub buffer_full: (Duration, Duration),
+    /// A volume that is.
+    pub volume_full: (Duration, Duration),
     /// A server whose clock is off by more is a warning.
     pub clock_offset: Duration,
+    /// A process server that is away this long is lost: machines that cannot reach it either are moved to another one.
+    pub relay_lost: Duration,
 }
 
 impl Default for Thresholds {
@@ -72,7 +78,10 @@ impl Default for Thresholds {
             away_critical: Duration::from_secs(900),
             free_bytes: (2 << 30, 512 << 20),
             buffer_percent: (70, 90),
+            buffer_full: (Duration::from_secs(600), Duration::from_secs(120)),
+            volume_full: (Duration::from_secs(24 * 3600), Duration::from_secs(2 * 3600)),
             clock_offset: Duration::from_secs(5),
+            relay_lost: Duration::from_secs(30),
         }
     }
 }

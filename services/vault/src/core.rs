@@ -11,10 +11,12 @@
 use crate::config::Thresholds;
 use crate::coordination::sessions::{Hands, Sessions};
 use crate::coordination::sums::UnderWay;
-use crate::estate::{Estate, JobEntry, MachineEntry, Progress, ServerEntry, machine_of};
+use crate::estate::{Estate, JobEntry, MachineEntry, Progress, ServerEntry, agent_of, machine_of};
 use crate::grants;
+use crate::groups::{GroupEntry, GroupLive};
 use crate::hub::Hub;
 use crate::project;
+use crate::store::groups::POINTS_MAX;
 use crate::store::inventory::MachineRow;
 use crate::store::news::{EventRow, News};
 use crate::store::{Store, StoreError, Tx};
@@ -114,6 +116,8 @@ impl Core {
         news.extend(core.store.servers().await?.into_iter().map(News::Server));
         news.extend(core.store.machines().await?.into_iter().map(|row| News::Machine(Box::new(row))));
         news.extend(core.store.policies().await?.into_iter().map(News::Policy));
+        news.extend(core.store.groups().await?.into_iter().map(News::Group));
+        news.extend(core.store.group_points().await?.into_iter().map(News::GroupPoint));
         news.extend(core.store.plans().await?.into_iter().map(|row| News::Plan(Box::new(row))));
         news.extend(
             core.store.jobs(JOBS_IN_MEMORY as u32).await?.into_iter().map(|row| News::Job(Box::new(row))),
@@ -121,6 +125,15 @@ impl Core {
         news.extend(core.store.alerts(200).await?.into_iter().map(News::Alert));
         news.extend(core.store.events(1000).await?.into_iter().map(News::Event));
         core.apply(news);
+        let spikes = core.store.spikes().await?;
+        {
+            let mut estate = core.estate();
+            for spike in spikes {
+                if let Some(entry) = estate.machines.get_mut(&spike.machine) {
+                    entry.live.truth.spikes.push_back(spike);
+                }
+            }
+        }
         Ok(core)
     }
 
@@ -187,7 +200,7 @@ impl Core {
     fn apply(&self, news: Vec<News>) {
         let now = self.world.now();
         let mut touched = BTreeSet::new();
-        let mut plans = false;
+        let (mut plans, mut groups) = (false, false);
         let mut policies = BTreeSet::new();
         let mut entities = Vec::new();
         let mut guard = self.estate();
@@ -278,6 +291,30 @@ impl Core {
                     }
                 }
                 News::Event(row) => entities.push(Any::Event(project::event(&row))),
+                News::Group(row) => {
+                    let before = estate.groups.remove(&row.name);
+                    touched.extend(before.into_iter().flat_map(|entry| entry.row.body.machines));
+                    touched.extend(row.body.machines.iter().copied());
+                    groups = true;
+                    if row.deleted {
+                        let gone = pb::Group { name: row.name, deleted: true, ..Default::default() };
+                        entities.push(Any::Group(gone));
+                    } else {
+                        let live = GroupLive::since(now);
+                        estate.groups.insert(row.name.clone(), GroupEntry { row, live });
+                    }
+                }
+                News::GroupPoint(row) => {
+                    groups = true;
+                    estate.group_points.insert(row.id, row);
+                    while estate.group_points.len() > POINTS_MAX as usize {
+                        estate.group_points.pop_first();
+                    }
+                }
+                News::GroupPointsGone { group, before } => {
+                    groups = true;
+                    estate.group_points.retain(|_, point| point.group != group || point.time >= before);
+                }
                 News::Plan(row) if row.deleted => {
                     estate.plans.remove(&row.name);
                     let gone = pb::Plan { name: row.name, deleted: true, ..Default::default() };
@@ -300,11 +337,32 @@ impl Core {
         if plans || !touched.is_empty() {
             entities.extend(estate.plans.values().map(|row| Any::Plan(project::plan(row, estate))));
         }
+        if groups || !touched.is_empty() {
+            entities.extend(estate.groups.values().map(|entry| Any::Group(project::group(entry, estate))));
+        }
         // Under the estate's lock, so that news leave in the order in which they came about.
         entities.into_iter().for_each(|entity| self.hub.put(entity));
         self.sessions.assign(estate, &touched, &self.world);
         drop(guard);
         self.stir();
+    }
+
+    /// Tells the agents of a machine's group what became of it, when one of them came or went.
+    pub(crate) fn reassign_group_of(&self, machine: MachineId) {
+        let estate = self.estate();
+        let Some(entry) = estate.group_of(machine) else { return };
+        for id in &entry.row.body.machines {
+            self.sessions.assign_one(&estate, agent_of(*id), &self.world);
+        }
+        self.hub.put(Any::Group(project::group(entry, &estate)));
+    }
+
+    /// Tells watchers what became of groups' live values.
+    pub(crate) fn publish_groups(&self) {
+        let estate = self.estate();
+        for entry in estate.groups.values() {
+            self.hub.put(Any::Group(project::group(entry, &estate)));
+        }
     }
 
     /// Tells watchers what became of live values.

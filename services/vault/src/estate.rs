@@ -3,13 +3,16 @@
 //! Rows change only by commits (`crate::core::Core::apply`); live values change with every report and are
 //! never stored. All of it is lost with the process and comes back from the store and from reports.
 
-use crate::measure::{Churn, Distribution, Recent};
+use crate::groups::GroupEntry;
+use crate::measure::{Distribution, Fill, Flow, Recent};
+use crate::store::groups::GroupPointRow;
 use crate::store::inventory::{MachineRow, PolicyRow, ServerRow, SiteRow};
 use crate::store::jobs::JobRow;
 use crate::store::news::AlertRow;
 use crate::store::plans::PlanRow;
+use crate::truth::Truth;
 use continuum_model::health::{Health, Symptom};
-use continuum_model::id::{AlertId, JobId, MachineId, PolicyId, ServerId, SiteId};
+use continuum_model::id::{AlertId, JobId, MachineId, PointId, PolicyId, ServerId, SiteId};
 use continuum_model::time::Timestamp;
 use continuum_proto::v1 as pb;
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,6 +30,10 @@ pub(crate) struct Estate {
     pub(crate) alerts: BTreeMap<AlertId, AlertRow>,
     /// By name; deleted ones are not here.
     pub(crate) plans: BTreeMap<String, PlanRow>,
+    /// The same.
+    pub(crate) groups: BTreeMap<String, GroupEntry>,
+    /// Points that all members of a group share.
+    pub(crate) group_points: BTreeMap<PointId, GroupPointRow>,
 }
 
 /// A server and what it reports.
@@ -45,7 +52,46 @@ pub(crate) struct ServerLive {
     pub(crate) load: Option<pb::Load>,
     pub(crate) spool: Option<(u64, u64)>,
     pub(crate) bytes_per_sec: Option<u64>,
+    /// How fast it may send, all machines together.
+    pub(crate) limit_bytes_per_sec: Option<u64>,
     pub(crate) symptoms: Vec<Symptom>,
+    pub(crate) spool_fill: Fill,
+    pub(crate) volume_fill: VolumeFill,
+}
+
+/// How fast a volume fills, of which its free bytes are told.
+#[derive(Default)]
+pub(crate) struct VolumeFill(Option<(u64, Fill)>);
+
+/// A volume is looked at for so long: what a first copy takes is not what every day takes.
+const VOLUME_SPAN: std::time::Duration = std::time::Duration::from_secs(600);
+
+impl VolumeFill {
+    /// Takes what is free now.
+    pub(crate) fn offer(&mut self, at: Timestamp, free: u64) {
+        // Counted from the most that was ever free: the volume's size does not matter.
+        let (most, fill) = self.0.get_or_insert_with(|| (free, Fill::over(VOLUME_SPAN)));
+        if free > *most {
+            (*most, *fill) = (free, Fill::over(VOLUME_SPAN));
+        }
+        fill.offer(at, *most - free);
+    }
+
+    /// Seconds until nothing is free, if it goes on like this.
+    pub(crate) fn until(&self) -> Option<f64> {
+        self.0.as_ref().and_then(|(most, fill)| fill.until(*most))
+    }
+}
+
+impl ServerLive {
+    /// Seconds until the spool is full, if it goes on like this.
+    pub(crate) fn spool_until(&self) -> Option<f64> {
+        self.spool.and_then(|(_, max)| self.spool_fill.until(max))
+    }
+    /// The same of the volume of its data.
+    pub(crate) fn volume_until(&self) -> Option<f64> {
+        self.volume_fill.until()
+    }
 }
 
 /// A machine and what is reported of it.
@@ -66,11 +112,18 @@ pub(crate) struct MachineLive {
     pub(crate) relay: Option<(pb::RelayReport, Timestamp)>,
     pub(crate) rpo: Distribution,
     pub(crate) rpo_recent: Recent<f64>,
-    pub(crate) churn: Churn,
+    pub(crate) churn: Flow,
+    pub(crate) truth: Truth,
     pub(crate) symptoms: Vec<Symptom>,
     pub(crate) health: Health,
     /// Two processes claim to be this machine.
     pub(crate) twice: bool,
+    /// Where members of its group reach its agent, should it lead; empty: it cannot.
+    pub(crate) group_address: String,
+    /// Its agent has hooks for application-consistent points.
+    pub(crate) app_consistent: bool,
+    /// The newest attempt at such a point that was told of.
+    pub(crate) app_told: String,
     /// When the agent was last asked to send again what the replica lost.
     pub(crate) asked_again: Option<Timestamp>,
 }
@@ -84,10 +137,14 @@ impl Default for MachineLive {
             relay: None,
             rpo: Distribution::default(),
             rpo_recent: Recent::default(),
-            churn: Churn::default(),
+            churn: Flow::default(),
+            truth: Truth::default(),
             symptoms: Vec::new(),
             health: Health::NotApplicable,
             twice: false,
+            group_address: String::new(),
+            app_consistent: false,
+            app_told: String::new(),
             asked_again: None,
         }
     }

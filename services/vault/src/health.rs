@@ -9,9 +9,12 @@
 use crate::coordination::reports;
 use crate::core::Core;
 use crate::estate::{Estate, MachineEntry, ServerEntry, agent_of};
+use crate::jobs::plan::quoted;
 use crate::project;
 use crate::store::StoreError;
+use crate::store::inventory::Protection;
 use crate::store::news::AlertRow;
+use crate::truth;
 use continuum_model::health::{Health, Mode, Symptom};
 use continuum_model::id::{AlertId, MachineId, ServerId};
 use continuum_model::protection::{ProtectionState, TestState};
@@ -42,7 +45,21 @@ pub(crate) async fn run(core: Arc<Core>, every: Duration) {
         }
         crate::operator::orders::approval::expire(&core).await;
         let (machines, servers) = measure(&core);
+        let ended = {
+            let now = core.world.now();
+            truth::measure(&mut core.estate(), now)
+        };
+        if let Err(error) = truth::keep(&core, ended).await {
+            tracing::error!("spikes of RPO were not stored: {error}");
+        }
         core.publish(&machines, &servers);
+        core.publish_groups();
+        if let Err(error) = crate::jobs::starts::begin_due(&core).await {
+            tracing::error!("first copies that are due did not begin: {error}");
+        }
+        if let Err(error) = crate::relays::heed_losses(&core).await {
+            tracing::error!("machines of a lost process server were not moved: {error}");
+        }
         if let Err(error) = alerts(&core, &mut since).await {
             tracing::error!("alerts were not stored: {error}");
         }
@@ -107,10 +124,14 @@ fn health_of(entry: &MachineEntry, symptoms: &[Symptom]) -> Health {
         | ProtectionState::InitialReplication { .. }
         | ProtectionState::InitialReplicationFailed { .. }
         | ProtectionState::Protected { .. }
-        | ProtectionState::Resync { .. } => true,
+        | ProtectionState::Resync { .. }
+        | ProtectionState::Reprotecting
+        | ProtectionState::Reversed => true,
         ProtectionState::FailingOver { .. }
         | ProtectionState::CommitPending { .. }
         | ProtectionState::Committed
+        | ProtectionState::FailingBack { .. }
+        | ProtectionState::Migrated
         | ProtectionState::Disabling => false,
     });
     let worst = symptoms.iter().map(|symptom| symptom.severity).max();
@@ -118,6 +139,34 @@ fn health_of(entry: &MachineEntry, symptoms: &[Symptom]) -> Health {
         (true, worst) => worst.unwrap_or(Health::Healthy),
         (false, Some(Health::Critical)) => Health::Critical,
         (false, _) => Health::NotApplicable,
+    }
+}
+
+/// What is wrong while the direction is reversed.
+fn reversed(
+    core: &Core,
+    estate: &Estate,
+    entry: &MachineEntry,
+    protection: &Protection,
+    found: &mut Vec<Symptom>,
+    now: Timestamp,
+) {
+    away(core, estate, agent_of(entry.row.id), "agent", found, now);
+    away(core, estate, protection.master_target, "target", found, now);
+    let receiving = entry.live.agent.as_ref().and_then(|(report, _)| report.receiving.as_ref());
+    if let Some(fault) = receiving.and_then(|receiving| receiving.fault.as_ref()) {
+        found.push(symptom(
+            "reverse.down",
+            Health::Warning,
+            format!(
+                "what runs at the recovery site does not reach the old source: {}",
+                shown(&fault.message)
+            ),
+            "it is tried again; retry-now tries at once",
+        ));
+    }
+    if protection.state == ProtectionState::Reversed {
+        rpo_symptoms(estate, entry, &protection.policy, (now, core.about.started), found);
     }
 }
 
@@ -151,17 +200,30 @@ fn machine_symptoms(core: &Core, estate: &Estate, entry: &MachineEntry, now: Tim
             ));
             false
         }
-        ProtectionState::Resync { reason } => {
+        ProtectionState::Resync { reason, paused } => {
             found.push(symptom(
                 "resync.required",
                 Health::Critical,
                 format!("source and replica must be compared: {}", shown(reason)),
-                "nothing to do: it is under way; earlier recovery points stay valid",
+                match (paused, live.agent.as_ref().map(|(agent, _)| agent.phase.as_str())) {
+                    (true, _) => "resume it; earlier recovery points stay valid",
+                    (_, Some("waiting-for-window")) => {
+                        "it waits for the policy's resync window; `continuum resync --now` begins it now"
+                    }
+                    _ => "nothing to do: it is under way; earlier recovery points stay valid",
+                },
             ));
-            true
+            !paused
         }
         ProtectionState::InitialReplication { paused } | ProtectionState::Protected { paused } => {
-            if *paused {
+            if let Some(at) = protection.start_at.filter(|_| *paused) {
+                found.push(symptom(
+                    "replication.waiting",
+                    Health::Warning,
+                    format!("the first copy begins at {at}"),
+                    "resume it to begin now",
+                ));
+            } else if *paused {
                 found.push(symptom(
                     "replication.paused",
                     Health::Warning,
@@ -171,16 +233,66 @@ fn machine_symptoms(core: &Core, estate: &Estate, entry: &MachineEntry, now: Tim
             }
             !paused
         }
+        ProtectionState::Reprotecting | ProtectionState::Reversed => {
+            reversed(core, estate, entry, protection, &mut found, now);
+            false
+        }
         _ => false,
     };
     if !replicating {
         return found;
+    }
+    // Asked for and not done is worse than not asked for: nobody may take it for done.
+    if estate.policies.get(&protection.policy).is_some_and(|policy| policy.policy.encryption) {
+        found.push(symptom(
+            "encryption.absent",
+            Health::Warning,
+            "its policy asks for encryption at rest, which this version does not do: what is kept is not sealed".into(),
+            "encrypt the volumes of its process server and master target, and set encryption to false",
+        ));
     }
     away(core, estate, agent_of(entry.row.id), "agent", &mut found, now);
     away(core, estate, protection.process_server, "process-server", &mut found, now);
     away(core, estate, protection.master_target, "target", &mut found, now);
     if matches!(protection.state, ProtectionState::Protected { .. }) {
         rpo_symptoms(estate, entry, &protection.policy, (now, core.about.started), &mut found);
+    }
+    if let Some(app) = live.agent.as_ref().and_then(|(agent, _)| agent.app_point.as_ref()) {
+        if !app.consistent {
+            found.push(symptom(
+                "app-point.failed",
+                Health::Warning,
+                format!(
+                    "the newest point is crash-consistent, not application-consistent: {}",
+                    shown(&app.reason)
+                ),
+                "see the hooks of the machine's agent; it is tried again",
+            ));
+        }
+        if !app.thaw.is_empty() {
+            found.push(symptom(
+                "app-point.thaw",
+                Health::Critical,
+                format!("after an application-consistent point: {}", shown(&app.thaw)),
+                "see on the machine whether everything runs again (fsfreeze --unfreeze)",
+            ));
+        }
+    }
+    if let Some(group) = estate.group_of(entry.row.id).filter(|group| group.row.body.every_seconds > 0) {
+        let newest = estate.newest_shared(&group.row.name).map(|point| point.time);
+        let since = newest.max(group.live.since).unwrap_or(now).max(core.about.started);
+        let most = Duration::from_secs(group.row.body.every_seconds * 3 + 10);
+        if now.since(since) > most {
+            let why =
+                group.live.missed.as_ref().map_or_else(String::new, |(_, why)| format!(": {}", shown(why)));
+            let (name, seconds) = (shown(&group.row.name), now.since(since).as_secs());
+            found.push(symptom(
+                "group.no-point",
+                Health::Warning,
+                format!("no point that all of group {name} share for {seconds} s{why}"),
+                "see `continuum describe group`; it is tried again",
+            ));
+        }
     }
     if let Some((agent, _)) = live.agent.as_ref().filter(|_| estate.connected(agent_of(entry.row.id))) {
         let protected = matches!(protection.state, ProtectionState::Protected { .. });
@@ -192,15 +304,40 @@ fn machine_symptoms(core: &Core, estate: &Estate, entry: &MachineEntry, now: Tim
                 "see connection and staging of the machine; it catches up by itself",
             ));
         }
-        if let Some(fault) = &agent.channel_fault {
+        if protected && agent.mode == Mode::Interval.name() && !agent.mode_reason.is_empty() {
             found.push(symptom(
-                "channel.down",
+                "cycle.late",
                 Health::Warning,
-                shown(&fault.message),
-                "it is tried again; retry-now tries at once",
+                shown(&agent.mode_reason),
+                "see to what is named; cycles go on by themselves, and a longer interval in the policy is met more easily",
             ));
         }
+        if let Some(fault) = &agent.channel_fault {
+            let retry = format!("continuum retry {}", quoted(&entry.row.name));
+            let said = if fault.remedy.is_empty() {
+                "see the log of the agent".into()
+            } else {
+                shown(&fault.remedy)
+            };
+            // Without a next time it waits for a person.
+            found.push(if agent.next_retry_us > 0 {
+                let remedy = format!("{said}; {retry} tries at once");
+                symptom("channel.down", Health::Warning, shown(&fault.message), &remedy)
+            } else {
+                let remedy = format!("{said}; then: {retry}");
+                symptom(
+                    "channel.refused",
+                    Health::Critical,
+                    format!("{}; it is not tried again by itself", shown(&fault.message)),
+                    &remedy,
+                )
+            });
+        }
         buffer("staging", agent.staged_bytes, agent.staged_bytes_max, core, &mut found);
+        let free = estate.servers.get(&agent_of(entry.row.id)).and_then(|server| server.live.load.as_ref());
+        let room = truth::staging_room(agent, free.map(|load| load.free_bytes));
+        let until = live.truth.staging.until(room);
+        full_soon("staging", until, core.thresholds.buffer_full, Bytes(agent.in_flight_bytes), &mut found);
         let told: Vec<(&str, u32)> = agent.disks.iter().map(|disk| (disk.id.as_str(), disk.index)).collect();
         let known: Vec<(String, u32)> =
             entry.row.disks.iter().map(|disk| (disk.id.to_string(), u32::from(disk.index))).collect();
@@ -265,8 +402,15 @@ fn rpo_symptoms(
         found.push(symptom(
             "rpo.exceeded",
             Health::Critical,
-            format!("the newest moment that can be brought up is {age:.0} s old; {threshold} s are promised"),
-            "see connections, backlog and churn of the machine",
+            match entry.live.truth.now(entry.row.id) {
+                Some(spike) => format!(
+                    "the newest moment that can be brought up is {age:.0} s old; {threshold} s are promised. Cause ({}): {}",
+                    spike.hop.name(),
+                    spike.cause
+                ),
+                None => format!("the newest moment that can be brought up is {age:.0} s old; {threshold} s are promised"),
+            },
+            "see the hops of the machine: continuum describe machine",
         ));
     }
 }
@@ -324,6 +468,30 @@ fn buffer(what: &str, used: u64, max: u64, core: &Core, found: &mut Vec<Symptom>
     ));
 }
 
+/// Told before a buffer is full, from the rate at which it fills.
+fn full_soon(
+    what: &str,
+    until: Option<f64>,
+    (warning, critical): (Duration, Duration),
+    bytes: Bytes,
+    found: &mut Vec<Symptom>,
+) {
+    let Some(seconds) = until.filter(|seconds| *seconds < warning.as_secs_f64()) else { return };
+    let severity = if seconds < critical.as_secs_f64() { Health::Critical } else { Health::Warning };
+    let span = match seconds as u64 {
+        seconds @ 0..120 => format!("{seconds} s"),
+        seconds @ 120..7200 => format!("{} min", seconds / 60),
+        seconds => format!("{} h", seconds / 3600),
+    };
+    let (state, remedy) = match what {
+        "volume" => ("free now", "grow the volume, shorten retention, or give policies a history_bytes_max"),
+        "spool" => ("in it now", "see the link to the recovery site; agents stage what it does not take"),
+        _ => ("waiting now", "see the hops of the machine; when it is full only the change map grows"),
+    };
+    let text = format!("the {what} is full in {span} at the present rate ({bytes} {state})");
+    found.push(symptom(&format!("{what}.full-soon"), severity, text, remedy));
+}
+
 fn server_symptoms(core: &Core, entry: &ServerEntry, now: Timestamp) -> Vec<Symptom> {
     let mut found = Vec::new();
     if entry.row.role == "vault" {
@@ -355,6 +523,11 @@ fn server_symptoms(core: &Core, entry: &ServerEntry, now: Timestamp) -> Vec<Symp
     }
     if let Some((used, max)) = live.spool {
         buffer("spool", used, max, core, &mut found);
+        full_soon("spool", live.spool_until(), core.thresholds.buffer_full, Bytes(used), &mut found);
+    }
+    if let Some(load) = &live.load {
+        let used = Bytes(load.free_bytes);
+        full_soon("volume", live.volume_until(), core.thresholds.volume_full, used, &mut found);
     }
     let offset = Duration::from_micros(live.clock_offset.unsigned_abs());
     if live.connected && offset > core.thresholds.clock_offset {
@@ -385,7 +558,10 @@ async fn alerts(
         for entry in estate.machines.values() {
             for symptom in &entry.live.symptoms {
                 // A pause is a person's own doing, and so is what they left to look at.
-                if matches!(symptom.code.as_str(), "replication.paused" | "test.failed") {
+                if matches!(
+                    symptom.code.as_str(),
+                    "replication.paused" | "replication.waiting" | "test.failed"
+                ) {
                     continue;
                 }
                 let what = ("machine".to_owned(), entry.row.name.clone(), symptom.clone());

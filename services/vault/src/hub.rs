@@ -134,6 +134,7 @@ fn key_of(entity: &Any) -> (pb::Kind, String) {
         Any::Machine(machine) => (pb::Kind::Machine, machine.id.clone()),
         Any::Policy(policy) => (pb::Kind::Policy, policy.id.clone()),
         Any::Plan(plan) => (pb::Kind::Plan, plan.name.clone()),
+        Any::Group(group) => (pb::Kind::Group, group.name.clone()),
         Any::Job(job) => (pb::Kind::Job, job.id.clone()),
         Any::Alert(alert) => (pb::Kind::Alert, alert.id.clone()),
         Any::Event(event) => (pb::Kind::Event, format!("{:020}", event.id)),

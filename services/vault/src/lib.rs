@@ -22,6 +22,7 @@ mod coordination;
 mod core;
 mod estate;
 mod grants;
+mod groups;
 mod health;
 mod hub;
 mod jobs;
@@ -30,7 +31,10 @@ mod measure;
 mod operator;
 mod plans;
 mod project;
+mod relays;
+mod report;
 mod store;
+mod truth;
 mod vault;
 mod world;
 

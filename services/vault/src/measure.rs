@@ -1,4 +1,4 @@
-//! Measures with bounded memory: the distribution of RPO over a day, recent values, churn.
+//! Measures with bounded memory: the distribution of RPO over a day, recent values, rates, how fast something fills.
 
 use continuum_model::time::Timestamp;
 use std::collections::VecDeque;
@@ -63,6 +63,11 @@ impl Distribution {
         self.max()
     }
 
+    /// How many values there are.
+    pub(crate) fn count(&self) -> u64 {
+        self.slots.iter().flat_map(|slot| slot.counts.iter()).map(|count| u64::from(*count)).sum()
+    }
+
     /// The largest.
     pub(crate) fn max(&self) -> Option<f64> {
         self.slots.iter().map(|slot| slot.max).reduce(f64::max)
@@ -111,17 +116,17 @@ impl<T: Copy> Recent<T> {
     }
 }
 
-/// Bytes written a second at the source, from a total that starts over with each start of the agent.
+/// Bytes a second, from a total that starts over with each start of whoever counts, such as what is written at a source.
 #[derive(Default)]
-pub(crate) struct Churn {
+pub(crate) struct Flow {
     window: VecDeque<(Timestamp, u64)>,
     written: u64,
     last_total: Option<u64>,
     pub(crate) recent: Recent<u64>,
 }
 
-impl Churn {
-    /// Takes the agent's total.
+impl Flow {
+    /// Takes a total.
     pub(crate) fn offer(&mut self, at: Timestamp, total: u64) {
         let before = self.last_total.replace(total);
         // A smaller total is that of a new process: what it says was written since it started.
@@ -142,6 +147,57 @@ impl Churn {
         let (first, last) = (self.window.front()?, self.window.back()?);
         let span = last.0.since(first.0).as_secs_f64();
         (span >= 0.4).then(|| ((last.1 - first.1) as f64 / span) as u64)
+    }
+}
+
+/// How fast something fills: the newest values of what is in use.
+pub(crate) struct Fill {
+    window: VecDeque<(Timestamp, u64)>,
+    span: Duration,
+}
+
+/// Values of one window.
+const FILL_VALUES: usize = 60;
+/// What takes longer than this to fill is not filling.
+const FILL_MAX: f64 = 30.0 * 24.0 * 3600.0;
+
+impl Default for Fill {
+    fn default() -> Self {
+        Self::over(Duration::from_secs(30))
+    }
+}
+
+impl Fill {
+    /// Measured over the last `span`; told once a third of it has passed.
+    pub(crate) fn over(span: Duration) -> Self {
+        Self { window: VecDeque::new(), span }
+    }
+
+    /// Takes what is in use now.
+    pub(crate) fn offer(&mut self, at: Timestamp, used: u64) {
+        let every = self.span / FILL_VALUES as u32;
+        if self.window.back().is_some_and(|(last, _)| at.since(*last) < every) {
+            return;
+        }
+        self.window.push_back((at, used));
+        while self.window.len() > FILL_VALUES
+            || self.window.front().is_some_and(|(first, _)| at.since(*first) > self.span)
+        {
+            self.window.pop_front();
+        }
+    }
+
+    /// Seconds until `room` is in use, if it goes on like this; `None`: it does not fill.
+    pub(crate) fn until(&self, room: u64) -> Option<f64> {
+        let (first, last) = (self.window.front()?, self.window.back()?);
+        let span = last.0.since(first.0);
+        // What is full is told otherwise.
+        if last.1 >= room || span < self.span / 3 || last.1 <= first.1 {
+            return None;
+        }
+        let rate = (last.1 - first.1) as f64 / span.as_secs_f64();
+        let seconds = room.saturating_sub(last.1) as f64 / rate;
+        (seconds <= FILL_MAX).then_some(seconds)
     }
 }
 
@@ -180,8 +236,26 @@ mod tests {
     }
 
     #[test]
+    fn a_buffer_is_full_when_the_rate_says_so() {
+        let mut fill = Fill::default();
+        for second in 0..9 {
+            fill.offer(at(second), 100 + 10 * second as u64);
+        }
+        assert_eq!(fill.until(1000), None, "too soon to tell");
+        for second in 9..200 {
+            fill.offer(at(second), 100 + 10 * second as u64);
+        }
+        let seconds = fill.until(100 + 10 * 199 + 600).expect("it fills");
+        assert!((seconds - 60.0).abs() < 0.1, "{seconds}");
+        for second in 200..300 {
+            fill.offer(at(second), 50);
+        }
+        assert_eq!(fill.until(1000), None, "what stands or empties does not fill");
+    }
+
+    #[test]
     fn churn_survives_a_restart_of_the_agent() {
-        let mut churn = Churn::default();
+        let mut churn = Flow::default();
         for second in 0..10 {
             churn.offer(at(second), 1_000 * second as u64);
         }

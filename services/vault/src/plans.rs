@@ -46,7 +46,14 @@ pub(crate) fn freeze(plan: &Plan, estate: &Estate) -> (FrozenPlan, Vec<String>) 
         }
     });
     let groups = groups.collect();
-    (FrozenPlan { name: plan.name.clone(), rto_seconds: plan.rto_seconds, groups }, unknown)
+    let frozen = FrozenPlan {
+        name: plan.name.clone(),
+        rto_seconds: plan.rto_seconds,
+        rpo_seconds: plan.rpo_seconds,
+        groups,
+        ..FrozenPlan::default()
+    };
+    (frozen, unknown)
 }
 
 /// The name in `plan/NAME`.

@@ -3,15 +3,19 @@
 //! Pure: rows and live values in, messages out. Names and foreign texts pass raw; whoever shows them
 //! escapes them.
 
-use crate::estate::{Estate, JobEntry, MachineEntry, ServerEntry, machine_of};
+use crate::estate::{Estate, JobEntry, MachineEntry, ServerEntry, agent_of, machine_of};
+use crate::groups::GroupEntry;
 use crate::jobs::plan::JobKind;
+use crate::store::inventory::Protection;
 use crate::store::inventory::{DiskRow, PointRow, PolicyRow, ProbeRow, ServedDisk, SiteRow};
 use crate::store::jobs::{FrozenGroup, JobRow};
 use crate::store::news::{AlertRow, EventRow};
 use crate::store::plans::PlanRow;
+use crate::truth;
 use continuum_model::fault::Fault;
-use continuum_model::health::{Health, Symptom};
+use continuum_model::health::{Health, Mode, Symptom};
 use continuum_model::id::{MachineId, PolicyId};
+use continuum_model::job::JobState;
 use continuum_model::point::PointKind;
 use continuum_model::policy::Policy;
 use continuum_model::protection::{FailoverKind, ProtectionState, TestState};
@@ -96,6 +100,36 @@ pub(crate) fn plan(row: &PlanRow, estate: &Estate) -> pb::Plan {
     }
 }
 
+/// A group, with what keeps it from having points now.
+pub(crate) fn group(entry: &GroupEntry, estate: &Estate) -> pb::Group {
+    let (row, live) = (&entry.row, &entry.live);
+    let newest = estate.newest_shared(&row.name);
+    let member = |id: &MachineId| pb::GroupMember {
+        id: id.to_string(),
+        name: estate.machines.get(id).map(|entry| entry.row.name.clone()).unwrap_or_default(),
+    };
+    let leader = estate.leader_of(row).and_then(|(id, _)| estate.machines.get(&id));
+    let points = estate.group_points.values().filter(|point| point.group == row.name).count();
+    pb::Group {
+        name: row.name.clone(),
+        version: row.version,
+        machines: row.body.machines.iter().map(member).collect(),
+        every_seconds: row.body.every_seconds,
+        hold_millis: row.body.hold_millis,
+        leader: leader.map(|entry| entry.row.name.clone()).unwrap_or_default(),
+        newest_point_us: newest.map(|point| point.time.micros()),
+        newest_point: newest.map(|point| point.id.to_string()).unwrap_or_default(),
+        points: points as u32,
+        hold_p50_ms: live.hold.quantile(0.5),
+        hold_p99_ms: live.hold.quantile(0.99),
+        hold_max_ms: live.hold.max(),
+        missed_us: live.missed.as_ref().map(|(at, _)| at.micros()),
+        missed_reason: live.missed.as_ref().map(|(_, why)| why.clone()).unwrap_or_default(),
+        problems: crate::groups::problems(row, estate),
+        deleted: row.deleted,
+    }
+}
+
 pub(crate) fn policy(row: &PolicyRow, estate: &Estate) -> pb::Policy {
     let machines = estate
         .machines
@@ -143,8 +177,17 @@ pub(crate) fn server(entry: &ServerEntry, estate: &Estate) -> pb::Server {
             .or_else(|| agent_report.and_then(|machine| machine.live.churn.bytes_per_sec())),
         health: worst.name().to_owned(),
         symptoms: live.symptoms.iter().map(symptom).collect(),
+        buffer_full_seconds: match agent_report {
+            Some(machine) => {
+                let free = live.load.as_ref().map(|load| load.free_bytes);
+                staged.and_then(|report| machine.live.truth.staging.until(truth::staging_room(report, free)))
+            }
+            None => live.spool_until(),
+        },
+        volume_full_seconds: live.volume_until(),
         machines: if agent { u32::from(agent_report.is_some()) } else { estate.carried_by(row.id) as u32 },
         machine: agent_report.map(|machine| machine.row.name.clone()).unwrap_or_default(),
+        limit_bytes_per_sec: live.limit_bytes_per_sec.filter(|_| live.connected),
     }
 }
 
@@ -175,8 +218,12 @@ pub(crate) fn machine(entry: &MachineEntry, estate: &Estate, now: Timestamp) -> 
         last_drill_us: row.last_drill.map(Timestamp::micros),
         last_drill_passed: row.last_drill_passed,
         orders: crate::jobs::plan::orders(entry, estate).iter().map(|name| (*name).to_owned()).collect(),
+        hops: truth::hops(entry, estate, now),
+        spikes: live.truth.told(row.id),
         churn_bytes_per_sec: live.churn.bytes_per_sec(),
         churn_recent: live.churn.recent.values(),
+        group: estate.group_of(row.id).map(|entry| entry.row.name.clone()).unwrap_or_default(),
+        app_consistent: live.app_consistent,
         ..Default::default()
     };
     if let Some((agent, _)) = &live.agent {
@@ -189,11 +236,20 @@ pub(crate) fn machine(entry: &MachineEntry, estate: &Estate, now: Timestamp) -> 
         message.sent_bytes_total = Some(agent.sent_bytes_total);
     }
     let Some(protection) = &row.protection else { return message };
+    if let Some((agent, _)) = live.agent.as_ref().filter(|_| estate.connected(agent_of(row.id))) {
+        message.link_fault = agent.channel_fault.clone();
+        message.next_retry_us =
+            Some(agent.next_retry_us).filter(|at| *at > 0 && agent.channel_fault.is_some());
+    }
+    if let Some((relay, _)) = live.relay.as_ref().filter(|_| estate.connected(protection.process_server)) {
+        message.limit_bytes_per_sec = relay.limit_bytes_per_sec;
+        message.held_by = relay.held_by.clone();
+    }
     message.protected = true;
     message.state = protection.state.name().to_owned();
     message.state_reason = reason(&protection.state);
     message.paused = protection.state.is_paused();
-    message.direction = "forward".into();
+    message.direction = if protection.state.is_reversed() { "reversed".into() } else { "forward".into() };
     message.target_site = estate.site_name(protection.target_site);
     message.process_server = estate.server_name(protection.process_server);
     message.master_target = estate.server_name(protection.master_target);
@@ -202,6 +258,18 @@ pub(crate) fn machine(entry: &MachineEntry, estate: &Estate, now: Timestamp) -> 
     {
         message.initial_bytes_done = Some(agent.initial_bytes_done);
         message.initial_bytes_total = Some(agent.initial_bytes_total);
+    }
+    (message.estimate_seconds, message.estimate_note) = truth::estimate(entry, estate);
+    message.start_at_us = protection.start_at.map(Timestamp::micros);
+    message.phase = phase(entry, protection).to_owned();
+    if message.phase == "comparing"
+        && let Some((agent, _)) = &live.agent
+    {
+        message.compared_bytes = Some(agent.compared_bytes);
+        message.to_compare_bytes = Some(agent.to_compare_bytes);
+    }
+    if live.agent.as_ref().is_some_and(|(agent, _)| agent.mode == Mode::CatchingUp.name()) {
+        message.copy_bytes_per_sec = live.truth.copied.bytes_per_sec();
     }
     if let Some(policy) = estate.policies.get(&protection.policy) {
         message.policy = policy.name.clone();
@@ -248,13 +316,45 @@ pub(crate) fn machine(entry: &MachineEntry, estate: &Estate, now: Timestamp) -> 
     message
 }
 
+/// Where a first copy or a resync is; empty where there is neither.
+fn phase(entry: &MachineEntry, protection: &Protection) -> &'static str {
+    let agent = entry.live.agent.as_ref().map(|(agent, _)| agent.phase.as_str()).unwrap_or_default();
+    match &protection.state {
+        ProtectionState::InitialReplication { paused: true } if protection.start_at.is_some() => {
+            "waiting-for-start"
+        }
+        ProtectionState::InitialReplication { paused: true }
+        | ProtectionState::Resync { paused: true, .. } => "suspended",
+        ProtectionState::Resync { .. } => match agent {
+            "waiting-for-window" => "waiting-for-window",
+            "comparing" => "comparing",
+            "sending" => "sending",
+            _ => "required",
+        },
+        ProtectionState::InitialReplication { .. } if agent == "comparing" => "comparing",
+        ProtectionState::InitialReplication { .. } | ProtectionState::InitialReplicationFailed { .. } => {
+            "sending"
+        }
+        _ => "",
+    }
+}
+
 /// Whether a state promises an RPO.
 pub(crate) const fn has_rpo(state: &ProtectionState) -> bool {
-    matches!(state, ProtectionState::Protected { .. } | ProtectionState::Resync { .. })
+    matches!(
+        state,
+        ProtectionState::Protected { .. } | ProtectionState::Resync { .. } | ProtectionState::Reversed
+    )
 }
 
 /// The age of the newest moment that can be brought up; `None`: there is none, or it is not known.
 pub(crate) fn rpo(entry: &MachineEntry, now: Timestamp) -> Option<f64> {
+    if entry.row.protection.as_ref().is_some_and(|protection| protection.state.is_reversed()) {
+        // What could be taken over at the old source.
+        let receiving = entry.live.agent.as_ref()?.0.receiving.as_ref()?;
+        let newest = Timestamp::from_micros(receiving.newest_us);
+        return receiving.whole.then(|| now.since(newest).as_secs_f64());
+    }
     let (replica, _) = entry.live.replica.as_ref()?;
     let newest = Timestamp::from_micros(replica.newest_point_us?);
     Some(now.since(newest).as_secs_f64())
@@ -264,13 +364,17 @@ fn reason(state: &ProtectionState) -> String {
     match state {
         ProtectionState::EnablingFailed { reason }
         | ProtectionState::InitialReplicationFailed { reason }
-        | ProtectionState::Resync { reason } => reason.clone(),
+        | ProtectionState::Resync { reason, .. } => reason.clone(),
         ProtectionState::Enabling
         | ProtectionState::InitialReplication { .. }
         | ProtectionState::Protected { .. }
         | ProtectionState::FailingOver { .. }
         | ProtectionState::CommitPending { .. }
         | ProtectionState::Committed
+        | ProtectionState::Reprotecting
+        | ProtectionState::Reversed
+        | ProtectionState::FailingBack { .. }
+        | ProtectionState::Migrated
         | ProtectionState::Disabling => String::new(),
     }
 }
@@ -341,6 +445,7 @@ pub(crate) fn point(point: &PointRow) -> pb::Point {
         }),
         position: point.position,
         locked_until_us: None,
+        group: String::new(),
     }
 }
 
@@ -368,7 +473,7 @@ pub(crate) fn job(entry: &JobEntry, estate: &Estate) -> pb::Job {
     let row = &entry.row;
     let kind = JobKind::named(&row.kind);
     let facts = &row.facts;
-    let brings_up = matches!(kind, Some(JobKind::TestFailover | JobKind::Failover));
+    let brings_up = matches!(kind, Some(JobKind::TestFailover | JobKind::Failover | JobKind::ChangePoint));
     let outcome = pb::MachineOutcome {
         name: row.machine_name.clone(),
         point: facts.point.as_ref().map(point),

@@ -9,6 +9,9 @@
 //! 4 ack        number u64 · sequence u64 · newest moment i64                everything up to it is durable
 //! 5 refused    a fault (protobuf); the stream ends
 //! 6 alive      nothing: sent by a side that sent nothing for 5 s; may stand before the welcome
+//! 7 holds      as a welcome: what the one who dialled holds. Only in the reverse direction, where frames go the other way
+//! 8 ask        disk u16 · level u8 · zero u8 · count u32 · first u64: sums of what the receiver holds
+//! 9 sums       frame u64 · digest u128 · count × sum u128: the answer
 //! ```
 //!
 //! Every length is checked against its type's limit before anything is allocated. A dead link is found by
@@ -24,12 +27,13 @@ use crate::identity::{Identity, Role};
 use crate::peers::Pass;
 use crate::tls::{self, ALPN_CHANNEL, Acceptor, Credentials, Entered};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use continuum_model::digest::{BlockSum, NODES_MAX, Nodes};
 use continuum_model::fault::{Fault, FaultClass};
 use continuum_model::feed::envelope::{ENVELOPE_BYTES, ENVELOPE_BYTES_MAX};
 use continuum_model::feed::{Envelope, FrameError};
 use continuum_model::id::MachineId;
 use continuum_model::time::Timestamp;
-use continuum_model::units::{Epoch, FrameNumber, Sequence};
+use continuum_model::units::{DiskIndex, Epoch, FrameNumber, Sequence};
 use continuum_model::untrusted::shown;
 use std::future::Future;
 use std::io;
@@ -45,6 +49,7 @@ use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 const VERSION: u16 = 1;
 const SMALL_MAX: usize = 16 << 10;
+const SUMS_BYTES_MAX: usize = 24 + NODES_MAX as usize * 16;
 const STREAMS_MAX: usize = 1024;
 const BUFFER: usize = 256 << 10;
 /// How long a peer that was sent away may still send before the connection is cut.
@@ -53,6 +58,10 @@ const LINGER: Duration = Duration::from_secs(1);
 const ALIVE_EVERY: Duration = Duration::from_secs(5);
 /// A side that waits and hears nothing for this long gives up.
 pub const SILENCE: Duration = Duration::from_secs(20);
+
+/// How the message of a fault begins that happened between a process server and its master target: the agent tells it
+/// as its own, and people must know which hop to look at.
+pub const TO_TARGET: &str = "process server → master target";
 
 /// Who wants to send what.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,6 +109,23 @@ pub enum Message {
     Ack(Ack),
     /// The other side gives up, and why.
     Refused(Fault),
+    /// What the receiver of the reverse direction holds.
+    Holds(Welcome),
+    /// The sender of the reverse direction asks for sums.
+    Ask(DiskIndex, Nodes),
+    /// The answer.
+    Sums(Sums),
+}
+
+/// Sums of what a receiver holds behind a frame.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sums {
+    /// The frame.
+    pub frame: FrameNumber,
+    /// Its digest.
+    pub digest: u128,
+    /// In the order in which they were asked for.
+    pub sums: Vec<BlockSum>,
 }
 
 /// The way out of a stream. While it exists, the other side hears at least that we are alive. The connection
@@ -169,16 +195,7 @@ pub async fn connect(
         (answer, _) => answer,
     };
     match answer.map_err(|_| lost(&io::Error::new(io::ErrorKind::TimedOut, "no welcome in 20 s")))?? {
-        (2, mut body) if body.len() == 48 => {
-            let welcome = Welcome {
-                number: FrameNumber(body.get_u64_le()),
-                digest: body.get_u128_le(),
-                sequence: Sequence(body.get_u64_le()),
-                newest: Timestamp::from_micros(body.get_i64_le()),
-                epoch: Epoch(body.get_u64_le()),
-            };
-            Ok((welcome, sender, receiver))
-        }
+        (2, mut body) if body.len() == 48 => Ok((Welcome::decode(&mut body), sender, receiver)),
         (5, body) => Err(refusal(&body)),
         (kind, _) => Err(violation(&format!("message type {kind} where a welcome was expected"))),
     }
@@ -255,16 +272,33 @@ async fn greet(entered: Entered) -> Result<Incoming, String> {
     }
 }
 
+impl Welcome {
+    fn encode(self) -> BytesMut {
+        let mut body = BytesMut::with_capacity(48);
+        body.put_u64_le(self.number.0);
+        body.put_u128_le(self.digest);
+        body.put_u64_le(self.sequence.0);
+        body.put_i64_le(self.newest.micros());
+        body.put_u64_le(self.epoch.0);
+        body
+    }
+
+    /// Of 48 bytes.
+    fn decode(body: &mut Bytes) -> Self {
+        Self {
+            number: FrameNumber(body.get_u64_le()),
+            digest: body.get_u128_le(),
+            sequence: Sequence(body.get_u64_le()),
+            newest: Timestamp::from_micros(body.get_i64_le()),
+            epoch: Epoch(body.get_u64_le()),
+        }
+    }
+}
+
 impl Incoming {
     /// Lets the stream in. It ends when the future or task that `serve` runs the handler in does.
     pub async fn welcome(mut self, welcome: Welcome) -> Result<(Sender, Receiver), Fault> {
-        let mut body = BytesMut::with_capacity(48);
-        body.put_u64_le(welcome.number.0);
-        body.put_u128_le(welcome.digest);
-        body.put_u64_le(welcome.sequence.0);
-        body.put_i64_le(welcome.newest.micros());
-        body.put_u64_le(welcome.epoch.0);
-        self.sender.message(2, &[&body]).await?;
+        self.sender.message(2, &[&welcome.encode()]).await?;
         self.sender.flush().await?;
         Ok((self.sender, self.receiver))
     }
@@ -291,6 +325,34 @@ impl Sender {
         body[8..16].copy_from_slice(&ack.sequence.0.to_le_bytes());
         body[16..].copy_from_slice(&ack.newest.micros().to_le_bytes());
         self.message(4, &[&body]).await?;
+        self.flush().await
+    }
+
+    /// Says what we hold, where frames come our way.
+    pub async fn holds(&mut self, held: Welcome) -> Result<(), Fault> {
+        self.message(7, &[&held.encode()]).await?;
+        self.flush().await
+    }
+
+    /// Asks for sums of what the receiver holds.
+    pub async fn ask(&mut self, disk: DiskIndex, nodes: &Nodes) -> Result<(), Fault> {
+        let mut body = BytesMut::with_capacity(16);
+        body.put_u16_le(disk.0);
+        body.put_u8(nodes.level);
+        body.put_u8(0);
+        body.put_u32_le((nodes.range.end - nodes.range.start) as u32);
+        body.put_u64_le(nodes.range.start);
+        self.message(8, &[&body]).await?;
+        self.flush().await
+    }
+
+    /// Answers with sums.
+    pub async fn sums(&mut self, told: &Sums) -> Result<(), Fault> {
+        let mut body = BytesMut::with_capacity(24 + told.sums.len() * 16);
+        body.put_u64_le(told.frame.0);
+        body.put_u128_le(told.digest);
+        told.sums.iter().for_each(|sum| body.put_u128_le(sum.0));
+        self.message(9, &[&body]).await?;
         self.flush().await
     }
 
@@ -394,6 +456,20 @@ impl Receiver {
                 newest: Timestamp::from_micros(body.get_i64_le()),
             }))),
             5 => Ok(Some(Message::Refused(refusal(&body)))),
+            7 if body.len() == 48 => Ok(Some(Message::Holds(Welcome::decode(&mut body)))),
+            8 if body.len() == 16 => {
+                let disk = DiskIndex(body.get_u16_le());
+                let (level, zero) = (body.get_u8(), body.get_u8());
+                let (count, first) = (u64::from(body.get_u32_le()), body.get_u64_le());
+                let end = first.checked_add(count).filter(|_| zero == 0 && count <= NODES_MAX);
+                let end = end.ok_or_else(|| violation("sums are asked for that cannot be told"))?;
+                Ok(Some(Message::Ask(disk, Nodes { level, range: first..end })))
+            }
+            9 if body.len() >= 24 && (body.len() - 24) % 16 == 0 => {
+                let (frame, digest) = (FrameNumber(body.get_u64_le()), body.get_u128_le());
+                let sums = std::iter::from_fn(|| body.has_remaining().then(|| BlockSum(body.get_u128_le())));
+                Ok(Some(Message::Sums(Sums { frame, digest, sums: sums.collect() })))
+            }
             kind => Err(violation(&format!("unsupported message type {kind:#04x} of {} bytes", body.len()))),
         }
     }
@@ -417,7 +493,8 @@ impl Receiver {
             let length = u32::from_le_bytes([head[1], head[2], head[3], head[4]]) as usize;
             let limit = match head[0] {
                 3 => ENVELOPE_BYTES_MAX,
-                1 | 2 | 4 | 5 => SMALL_MAX,
+                1 | 2 | 4 | 5 | 7 | 8 => SMALL_MAX,
+                9 => SUMS_BYTES_MAX,
                 6 => 0,
                 kind => return Err(violation(&format!("unsupported message type {kind:#04x}"))),
             };

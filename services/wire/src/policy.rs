@@ -12,10 +12,6 @@ pub fn to_message(policy: &Policy) -> pb::Policy {
         every_seconds: step.every_seconds,
         for_seconds: step.for_seconds,
     };
-    let limit = |limit: &BandwidthLimit| pb::BandwidthLimit {
-        hours: Some(hours_to_message(&limit.hours())),
-        bytes_per_sec: limit.bytes_per_sec,
-    };
     pb::Policy {
         id: String::new(),
         name: String::new(),
@@ -32,7 +28,7 @@ pub fn to_message(policy: &Policy) -> pb::Policy {
         compression: policy.compression,
         encryption: policy.encryption,
         replication_interval_seconds: policy.replication_interval_seconds,
-        bandwidth: policy.bandwidth.iter().map(limit).collect(),
+        bandwidth: policy.bandwidth.iter().map(limit_to_message).collect(),
         resync_window: policy.resync_window.as_ref().map(hours_to_message),
     }
 }
@@ -44,11 +40,6 @@ pub fn from_message(message: &pb::Policy) -> Result<Policy, String> {
     let step = |step: &pb::RetentionStep| RetentionStep {
         every_seconds: step.every_seconds,
         for_seconds: step.for_seconds,
-    };
-    let limit = |limit: &pb::BandwidthLimit| {
-        let hours = limit.hours.as_ref().ok_or("bandwidth: a limit without its hours; say from and to")?;
-        let Hours { days, from, to } = hours_from(hours).map_err(|why| format!("bandwidth: {why}"))?;
-        Ok::<_, String>(BandwidthLimit { days, from, to, bytes_per_sec: limit.bytes_per_sec })
     };
     let window = message.resync_window.as_ref().map(hours_from).transpose();
     Ok(Policy {
@@ -62,9 +53,21 @@ pub fn from_message(message: &pb::Policy) -> Result<Policy, String> {
         compression: message.compression,
         encryption: message.encryption,
         replication_interval_seconds: message.replication_interval_seconds,
-        bandwidth: message.bandwidth.iter().map(limit).collect::<Result<_, _>>()?,
+        bandwidth: message.bandwidth.iter().map(limit_from).collect::<Result<_, _>>()?,
         resync_window: window.map_err(|why| format!("resync_window: {why}"))?,
     })
+}
+
+/// One limit of a schedule as a message.
+pub fn limit_to_message(limit: &BandwidthLimit) -> pb::BandwidthLimit {
+    pb::BandwidthLimit { hours: Some(hours_to_message(&limit.hours())), bytes_per_sec: limit.bytes_per_sec }
+}
+
+/// The limit that a message holds.
+pub fn limit_from(message: &pb::BandwidthLimit) -> Result<BandwidthLimit, String> {
+    let hours = message.hours.as_ref().ok_or("bandwidth: a limit without its hours; say from and to")?;
+    let Hours { days, from, to } = hours_from(hours).map_err(|why| format!("bandwidth: {why}"))?;
+    Ok(BandwidthLimit { days, from, to, bytes_per_sec: message.bytes_per_sec })
 }
 
 /// Hours of the week as a message.

@@ -2,7 +2,7 @@
 
 use continuum_tests::lab::{Answer, Lab, binary, endpoints};
 use serde_json::Value;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -148,4 +148,69 @@ fn a_replica_is_told_exported_and_served_when_nothing_else_is_left() {
         "{problem}"
     );
     assert_eq!(problem["affects"]["kind"], "moments");
+}
+
+#[test]
+fn a_log_of_another_program_is_told_converted_and_put_onto_an_image() {
+    let home = tempfile::tempdir().expect("a folder");
+    let file = |name: &str| home.path().join(name).to_str().expect("text").to_owned();
+    let (first, second, image) = (file("first.hrl"), file("second.hrl"), file("disk.raw"));
+    // Made by a writer that knows the published layout and nothing of ours.
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../services/capture/tests/common/hrl.py");
+    let mut child = Command::new("/usr/bin/python3")
+        .arg(script)
+        .args(["write", &first, "1048576", "empty-first"])
+        .stdin(Stdio::piped())
+        .spawn()
+        .expect("python3 runs");
+    let lines = "0 1700000000 0102030405\n1048575 1700000001 ff\n3 1700000002 aabb\n";
+    child.stdin.take().expect("its input").write_all(lines.as_bytes()).expect("written");
+    assert!(child.wait().expect("it ends").success());
+
+    let looked = alone(&["inspect", &first, "--verify", "--frames", "-o", "json"], home.path()).json();
+    assert_eq!((&looked["kind"], &looked["closed"]), (&"replication-log".into(), &true.into()));
+    assert_eq!((&looked["writes_total"], &looked["verified"]), (&3.into(), &true.into()));
+    assert_eq!(looked["writes"][1]["offset"], 1_048_575);
+    assert_eq!(looked["writes"][2]["time"], "2023-11-14T22:13:22.000000Z");
+    let told = alone(&["inspect", &first], home.path());
+    assert!(told.stdout.contains("3 writes, 8 B") && told.stdout.contains("by `test`"), "{}", told.stdout);
+
+    // Into frames and back, as a log that goes on from the first.
+    let feed = file("first.feed");
+    let made = alone(&["hrl", "convert", &first, &feed, "-o", "json"], home.path()).json();
+    assert_eq!(made["frames"], 1);
+    let frames = alone(&["inspect", &feed, "-o", "json"], home.path()).json();
+    assert_eq!((&frames["kind"], &frames["machine"]), (&"frames".into(), &made["machine"]));
+    let unsaid = alone(&["hrl", "convert", &feed, &second], home.path());
+    assert!(unsaid.code == 2 && unsaid.stderr.contains("--disk-size"), "{}", unsaid.stderr);
+    let words = ["hrl", "convert", &feed, &second, "--disk-size", "1M", "--after", &first, "-o", "json"];
+    let made = alone(&words, home.path()).json();
+    assert_eq!((&made["writes"], &made["lost"]["barriers"]), (&3.into(), &1.into()));
+
+    // Never in place without being told to.
+    std::fs::write(&image, vec![9; 1 << 20]).expect("an image");
+    let asked = alone(&["hrl", "apply", &second, &first, &image], home.path());
+    assert!(asked.code == 5 && asked.stderr.contains("--yes"), "{}", asked.stderr);
+    assert!(std::fs::read(&image).expect("it").iter().all(|byte| *byte == 9), "nothing was written");
+    let done = alone(&["hrl", "apply", &second, &first, &image, "--yes", "-o", "json"], home.path()).json();
+    assert_eq!((&done["writes"], &done["read_back_bytes"]), (&6.into(), &6.into()));
+    let bytes = std::fs::read(&image).expect("it");
+    assert_eq!(bytes[..6], [1, 2, 3, 0xaa, 0xbb, 9]);
+    assert_eq!((bytes[(1 << 20) - 1], bytes[(1 << 20) - 2]), (0xff, 9));
+    // qemu-img finds the same.
+    let mut expected = vec![9; 1 << 20];
+    expected[..5].copy_from_slice(&[1, 2, 3, 0xaa, 0xbb]);
+    expected[(1 << 20) - 1] = 0xff;
+    std::fs::write(file("expected"), expected).expect("an image");
+    program("qemu-img", &["compare", "-f", "raw", "-F", "raw", &image, &file("expected")]);
+
+    // Damaged, it is told and not applied; the image stays.
+    let mut bytes = std::fs::read(&first).expect("a log");
+    bytes[8192] ^= 1;
+    std::fs::write(&first, bytes).expect("written");
+    let looked = alone(&["inspect", &first, "--verify"], home.path());
+    assert!(looked.code == 1 && looked.stdout.contains("does not match its checksum"), "{}", looked.stdout);
+    let refused = alone(&["hrl", "apply", &first, &image, "--yes"], home.path());
+    assert!(refused.code == 1 && refused.stderr.contains("hrl.damaged"), "{}", refused.stderr);
+    program("qemu-img", &["compare", "-f", "raw", "-F", "raw", &image, &file("expected")]);
 }

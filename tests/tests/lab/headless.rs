@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-struct Service(Child);
+pub(super) struct Service(pub(super) Child);
 
 impl Drop for Service {
     fn drop(&mut self) {
@@ -20,19 +20,19 @@ impl Drop for Service {
     }
 }
 
-struct Estate {
-    dir: tempfile::TempDir,
+pub(super) struct Estate {
+    pub(super) dir: tempfile::TempDir,
     /// For every program of it.
     variables: Vec<(&'static str, String)>,
 }
 
 impl Estate {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let dir = tempfile::Builder::new().prefix("ct-hl-").tempdir_in("/tmp").expect("a folder");
         Self { dir, variables: Vec::new() }
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(super) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
@@ -49,25 +49,25 @@ impl Estate {
         String::from_utf8(output.stdout).expect("UTF-8")
     }
 
-    fn serve(&self, config: &Path, role: &str) -> Service {
+    pub(super) fn serve(&self, config: &Path, role: &str) -> Service {
         let log = std::fs::File::options().create(true).append(true).open(self.path("log")).expect("a log");
         let mut command = self.daemon();
         command.args(["serve", "--role", role, "--config"]).arg(config).stdin(Stdio::null());
         Service(command.stdout(Stdio::null()).stderr(log).spawn().expect("continuumd runs"))
     }
 
-    fn log(&self) -> String {
+    pub(super) fn log(&self) -> String {
         std::fs::read_to_string(self.path("log")).unwrap_or_default()
     }
 
     #[track_caller]
-    fn json(&self, words: &[&str]) -> Value {
+    pub(super) fn json(&self, words: &[&str]) -> Value {
         let output = self.verb(words).output().expect("continuum runs");
         assert!(output.status.success(), "{words:?}: {output:?}\n{}", self.log());
         serde_json::from_slice(&output.stdout).expect("JSON")
     }
 
-    fn verb(&self, words: &[&str]) -> Command {
+    pub(super) fn verb(&self, words: &[&str]) -> Command {
         let mut command = Command::new(binary());
         command.env("HOME", self.dir.path()).env("CONTINUUM_CONFIG_DIR", self.path("config"));
         command.envs(self.variables.iter().cloned());
@@ -76,7 +76,7 @@ impl Estate {
     }
 
     #[track_caller]
-    fn until(&self, what: &str, mut check: impl FnMut() -> bool) {
+    pub(super) fn until(&self, what: &str, mut check: impl FnMut() -> bool) {
         let deadline = Instant::now() + Duration::from_secs(60);
         while !check() {
             assert!(Instant::now() < deadline, "never: {what}\n{}", self.log());
@@ -95,7 +95,7 @@ impl Estate {
         self.done(&[&["enroll"][..], &words].concat());
     }
     /// Starts everything in its order, and lets everybody in.
-    fn up(&self, config: &Path, vault: u16) -> [Service; 3] {
+    pub(super) fn up(&self, config: &Path, vault: u16) -> [Service; 3] {
         let config_path = config.to_str().expect("UTF-8");
         self.done(&["check-config", "--role", "vault", "--config", config_path]);
         let vault_service = self.serve(config, "vault");
@@ -128,14 +128,18 @@ impl Estate {
     }
 }
 
-fn ports<const N: usize>() -> [u16; N] {
+pub(super) fn ports<const N: usize>() -> [u16; N] {
     let listeners: [TcpListener; N] =
         std::array::from_fn(|_| TcpListener::bind("127.0.0.1:0").expect("a port"));
     listeners.map(|listener| listener.local_addr().expect("an address").port())
 }
 
 /// A file with every role; its disk is of 32 MiB.
-fn configuration(root: &Path, [vault, enrolment, process, target]: [u16; 4], archive: &str) -> String {
+pub(super) fn configuration(
+    root: &Path,
+    [vault, enrolment, process, target]: [u16; 4],
+    archive: &str,
+) -> String {
     let root = root.display();
     format!(
         r#"
@@ -275,7 +279,7 @@ fn object_storage() -> (Service, u16) {
 }
 
 /// Bytes below every folder called `journal`.
-fn journals(dir: &Path) -> u64 {
+pub(super) fn journals(dir: &Path) -> u64 {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
     entries
         .map(|entry| match entry.file_type() {

@@ -10,6 +10,7 @@ const PLAN: &str = "\
 name: shop
 description: everything that takes orders
 rto_seconds: 120
+rpo_seconds: 60
 groups:
   - name: databases
     machines: [db-01]
@@ -97,6 +98,20 @@ fn a_plan_is_drilled_in_order_through_the_death_of_its_vault_and_failed_over() {
     );
     let plan = lab.json(&["describe", "plan", "shop"]);
     assert_eq!(plan["last_drill_passed"], true, "{plan}");
+    // The report: as it was measured, in a chain, and proven without the vault.
+    let file = lab.dir().join("shop.json").to_str().expect("UTF-8").to_owned();
+    assert_eq!(lab.run(&["report", "show", "plan/shop", "--to", &file]).code, 0);
+    let report: Value = serde_json::from_slice(&std::fs::read(&file).expect("a file")).expect("JSON");
+    assert_eq!((&report["passed"], &report["run"]), (&true.into(), &drill["job"]), "{report}");
+    assert_eq!(
+        (&report["rto_objective_ms"], &report["rpo_objective_ms"]),
+        (&120_000.into(), &60_000.into()),
+        "{report}"
+    );
+    let measured = |machine: &Value| machine["rto_ms"].is_u64() && machine["point_age_ms"].is_u64();
+    let told = report["machines"].as_array().expect("machines");
+    assert!(told.len() == 4 && told.iter().all(measured), "{report}");
+    assert_eq!(lab.run(&["report", "verify", &file]).code, 0);
     let cleanup = lab.json(&["cleanup", "plan/shop"]);
     assert_eq!(cleanup["outcome"], "succeeded", "{cleanup}");
     for name in names {

@@ -191,10 +191,14 @@ actions! {
     Unprotect,
     /// Holds replication.
     Pause,
+    /// Compares all of a machine with its replica.
+    Resync,
     /// Lets replication go on.
     Resume,
     /// Names the present moment.
     Bookmark,
+    /// A bookmark with the machine's hooks around it.
+    AppBookmark,
     /// Keeps a point beyond its retention, or lets it go.
     Pin,
     /// Compares a replica with its source.
@@ -209,6 +213,8 @@ actions! {
     Commit,
     /// Tries again what failed.
     RetryNow,
+    /// Has another process server relay a machine.
+    Move,
     /// Stops a job.
     CancelJob,
     /// Runs a failed job again.
@@ -219,6 +225,18 @@ actions! {
     PlannedFailover,
     /// Says that what a run waits for was done by hand.
     Proceed,
+    /// Brings another moment up instead.
+    ChangePoint,
+    /// Takes a failover back.
+    CancelFailover,
+    /// Reverses the direction.
+    Reprotect,
+    /// Brings a machine home.
+    Failback,
+    /// Takes what had arrived at the old source, without asking the recovery site.
+    UnplannedFailback,
+    /// Lets a machine stay at the recovery site for good.
+    CompleteMigration,
     /// Opens a form for a new policy or plan.
     New,
     /// Opens the policy or plan under the cursor in a form.
@@ -525,6 +543,64 @@ pub const REGISTRY: &[Entry] = &[
         ..entry(Action::Commit, "order.commit", "commit the failover")
     },
     Entry {
+        keys: &[(Menu, "i")],
+        words: &["change-point"],
+        argument: Argument::Machine,
+        needs: Needs::Order("change-point"),
+        risk: Risk::Danger,
+        command: "continuum change-point {machine} --point {point}",
+        ..entry(Action::ChangePoint, "order.change-point", "bring up another moment instead")
+    },
+    Entry {
+        keys: &[(Menu, "l")],
+        words: &["cancel-failover"],
+        argument: Argument::Machine,
+        needs: Needs::Order("cancel-failover"),
+        risk: Risk::Danger,
+        command: "continuum cancel-failover {machine}",
+        ..entry(Action::CancelFailover, "order.cancel-failover", "take the failover back")
+    },
+    Entry {
+        keys: &[(Menu, "w")],
+        words: &["reprotect"],
+        argument: Argument::Machine,
+        needs: Needs::Order("reprotect"),
+        risk: Risk::Danger,
+        command: "continuum reprotect {machine}",
+        ..entry(Action::Reprotect, "order.reprotect", "reprotect: reverse the direction")
+    },
+    Entry {
+        keys: &[(Menu, "h")],
+        words: &["failback"],
+        argument: Argument::Machine,
+        needs: Needs::Order("failback"),
+        risk: Risk::Danger,
+        command: "continuum failback {machine}",
+        ..entry(Action::Failback, "order.failback", "failback (planned: lose nothing)")
+    },
+    Entry {
+        keys: &[(Menu, "s")],
+        words: &["unplanned-failback"],
+        argument: Argument::Machine,
+        needs: Needs::Order("failback"),
+        risk: Risk::Danger,
+        command: "continuum failback {machine} --unplanned",
+        ..entry(
+            Action::UnplannedFailback,
+            "order.unplanned-failback",
+            "failback (unplanned: the site is lost)",
+        )
+    },
+    Entry {
+        keys: &[(Menu, "m")],
+        words: &["complete-migration"],
+        argument: Argument::Machine,
+        needs: Needs::Order("complete-migration"),
+        risk: Risk::Danger,
+        command: "continuum complete-migration {machine}",
+        ..entry(Action::CompleteMigration, "order.complete-migration", "stay there for good: no way back")
+    },
+    Entry {
         keys: &[(Menu, "p")],
         words: &["protect"],
         argument: Argument::Machine,
@@ -540,6 +616,13 @@ pub const REGISTRY: &[Entry] = &[
         needs: Needs::Order("bookmark"),
         command: "continuum bookmark {machine} NAME",
         ..entry(Action::Bookmark, "order.bookmark", "bookmark this moment")
+    },
+    Entry {
+        words: &["app-bookmark"],
+        argument: Argument::Machine,
+        needs: Needs::Order("app-bookmark"),
+        command: "continuum bookmark {machine} NAME --app-consistent",
+        ..entry(Action::AppBookmark, "order.app-bookmark", "bookmark this moment, application-consistent")
     },
     Entry {
         keys: &[(Menu, "v")],
@@ -576,12 +659,30 @@ pub const REGISTRY: &[Entry] = &[
         ..entry(Action::Resume, "order.resume", "resume replication")
     },
     Entry {
+        keys: &[(Menu, "s")],
+        words: &["resync"],
+        argument: Argument::Machine,
+        needs: Needs::Order("resync"),
+        risk: Risk::Ask,
+        command: "continuum resync {machine} --now",
+        ..entry(Action::Resync, "order.resync", "resync: compare all, send what differs")
+    },
+    Entry {
         keys: &[(Menu, "e")],
         words: &["retry-now"],
         argument: Argument::Machine,
         needs: Needs::Order("retry-now"),
         command: "continuum retry {machine}",
         ..entry(Action::RetryNow, "order.retry-now", "try again now what failed")
+    },
+    Entry {
+        keys: &[(Menu, "m")],
+        words: &["move"],
+        argument: Argument::Machine,
+        needs: Needs::Order("move"),
+        risk: Risk::Ask,
+        command: "continuum move {machine}",
+        ..entry(Action::Move, "order.move", "move to another process server")
     },
     Entry {
         keys: &[(Menu, "u")],

@@ -512,13 +512,21 @@ impl Dialog {
         match (self.action, &self.form) {
             (Action::Protect, Form::Choice { policies, sites }) => {
                 let chosen = |(names, at): &(Vec<String>, usize)| names.get(*at).cloned().unwrap_or_default();
-                Order::Protect(pb::Protect { policy: chosen(policies), target_site: chosen(sites) })
+                Order::Protect(pb::Protect {
+                    policy: chosen(policies),
+                    target_site: chosen(sites),
+                    start_at_us: None,
+                })
             }
             (Action::Bookmark, Form::Name(line)) => {
                 Order::Bookmark(pb::Bookmark { name: line.text().trim().to_owned(), app_consistent: false })
             }
+            (Action::AppBookmark, Form::Name(line)) => {
+                Order::Bookmark(pb::Bookmark { name: line.text().trim().to_owned(), app_consistent: true })
+            }
             (Action::Unprotect, _) => Order::Unprotect(pb::Unprotect { keep_replica: false }),
             (Action::Pause, _) => Order::Pause(pb::Pause {}),
+            (Action::Resync, _) => Order::Resync(pb::Resync { now: true }),
             (Action::Resume, _) => Order::Resume(pb::Resume {}),
             (Action::Pin, _) => Order::PinPoint(pb::PinPoint {
                 point: object,
@@ -532,6 +540,14 @@ impl Dialog {
                 Order::Failover(pb::FailoverOrder { kind: "planned".into(), point: String::new() })
             }
             (Action::Commit, _) => Order::Commit(pb::Commit {}),
+            // Which one is the vault's to choose; the verb names one.
+            (Action::Move, _) => Order::MoveMachine(pb::MoveMachine { process_server: String::new() }),
+            (Action::ChangePoint, _) => Order::ChangePoint(pb::ChangePoint { point }),
+            (Action::CancelFailover, _) => Order::CancelFailover(pb::CancelFailover {}),
+            (Action::Reprotect, _) => Order::Reprotect(pb::Reprotect {}),
+            (Action::Failback, _) => Order::Failback(pb::Failback { kind: "planned".into() }),
+            (Action::UnplannedFailback, _) => Order::Failback(pb::Failback { kind: "unplanned".into() }),
+            (Action::CompleteMigration, _) => Order::CompleteMigration(pb::CompleteMigration {}),
             (Action::RetryNow, _) => Order::RetryNow(pb::RetryNow {}),
             (Action::CancelJob, _) => Order::CancelJob(pb::CancelJob { job: object }),
             (Action::Proceed, _) => Order::Proceed(pb::Proceed { job: object }),

@@ -210,6 +210,8 @@ impl Estate {
                 plan.problems.iter_mut().for_each(|problem| harmless([problem]));
                 self.plans.put(&plan.name.clone(), plan)
             }
+            // No screen of their own yet: a machine says which one it is in.
+            Entity::Group(_) => false,
             Entity::Job(mut job) => {
                 harmless_job(&mut job);
                 changed(self.jobs.get(&job.id), &job);
@@ -261,7 +263,7 @@ impl Estate {
             pb::Kind::Plan => self.plans.remove(id, |plan| &plan.name),
             pb::Kind::Job => self.jobs.remove(id, |job| &job.id),
             pb::Kind::Alert => self.alerts.remove(id, |alert| &alert.id),
-            pb::Kind::Event | pb::Kind::Unspecified => false,
+            pb::Kind::Event | pb::Kind::Group | pb::Kind::Unspecified => false,
         };
     }
 
@@ -382,7 +384,7 @@ fn harmless_probes(probes: &mut [pb::Probe]) {
 
 /// Makes the texts of a point harmless.
 pub fn harmless_point(point: &mut pb::Point) {
-    harmless([&mut point.kind, &mut point.name]);
+    harmless([&mut point.kind, &mut point.name, &mut point.group]);
 }
 
 fn harmless_server(server: &mut pb::Server) {
@@ -400,6 +402,7 @@ fn harmless_server(server: &mut pb::Server) {
 
 fn harmless_machine(machine: &mut pb::Machine) {
     harmless([
+        &mut machine.group,
         &mut machine.name,
         &mut machine.site,
         &mut machine.fabric,
@@ -415,7 +418,17 @@ fn harmless_machine(machine: &mut pb::Machine) {
         &mut machine.process_server,
         &mut machine.master_target,
         &mut machine.test_state,
+        &mut machine.estimate_note,
+        &mut machine.phase,
+        &mut machine.held_by,
     ]);
+    for hop in &mut machine.hops {
+        harmless([&mut hop.name, &mut hop.note]);
+    }
+    for spike in &mut machine.spikes {
+        harmless([&mut spike.hop, &mut spike.cause]);
+    }
+    machine.link_fault.iter_mut().for_each(harmless_fault);
     harmless_symptoms(&mut machine.symptoms);
     harmless_disks(&mut machine.disks);
     if let Some(test) = &mut machine.test {
@@ -429,6 +442,17 @@ fn harmless_machine(machine: &mut pb::Machine) {
         harmless_probes(&mut failed_over.probes);
         failed_over.point.iter_mut().for_each(harmless_point);
     }
+}
+
+fn harmless_fault(fault: &mut pb::Fault) {
+    harmless([
+        &mut fault.code,
+        &mut fault.message,
+        &mut fault.affected,
+        &mut fault.unaffected,
+        &mut fault.remedy,
+        &mut fault.correlation,
+    ]);
 }
 
 /// Makes the texts of a job harmless.
@@ -448,16 +472,7 @@ pub fn harmless_job(job: &mut pb::Job) {
     for step in &mut job.steps {
         harmless([&mut step.name, &mut step.state, &mut step.detail]);
     }
-    if let Some(fault) = &mut job.fault {
-        harmless([
-            &mut fault.code,
-            &mut fault.message,
-            &mut fault.affected,
-            &mut fault.unaffected,
-            &mut fault.remedy,
-            &mut fault.correlation,
-        ]);
-    }
+    job.fault.iter_mut().for_each(harmless_fault);
     for machine in &mut job.machines {
         harmless([&mut machine.name, &mut machine.note]);
         harmless_disks(&mut machine.disks);

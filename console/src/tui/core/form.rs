@@ -460,10 +460,8 @@ impl Form {
                 self.rows.remove(self.at);
                 self.check();
             }
-            (_, kind) if kind.is_typed() => {
-                if row.line.key(chord) == Edit::Done {
-                    self.check();
-                }
+            (_, kind) if kind.is_typed() && row.line.key(chord) == Edit::Done => {
+                self.check();
             }
             _ => {}
         }

@@ -213,6 +213,14 @@ fn possible(state: &State, entry: &Entry, subjects: &[Subject]) -> Result<(), St
     }
     match entry.action {
         Action::CancelJob => return job_allows(state, subjects, |job| job.may_cancel, "cancelled"),
+        Action::Proceed
+            if subjects
+                .first()
+                .and_then(|s| state.estate.jobs.get(&s.object))
+                .is_some_and(|job| job.waiting_for == "approval") =>
+        {
+            return Err("it waits for a second person's agreement".into());
+        }
         Action::Proceed => {
             return job_allows(state, subjects, |job| !job.waiting_for.is_empty(), "told to go on");
         }
@@ -230,14 +238,6 @@ fn possible(state: &State, entry: &Entry, subjects: &[Subject]) -> Result<(), St
                 Some(_) => Ok(()),
                 None => Err("that job is gone".into()),
             };
-        }
-        Action::Proceed
-            if subjects
-                .first()
-                .and_then(|s| state.estate.jobs.get(&s.object))
-                .is_some_and(|job| job.waiting_for == "approval") =>
-        {
-            return Err("it waits for a second person's agreement".into());
         }
         Action::RetryJob => return job_allows(state, subjects, |job| job.may_retry, "run again"),
         Action::Acknowledge => {
@@ -323,7 +323,7 @@ pub fn begin(state: &mut State, action: Action, argument: &str) -> Vec<Effect> {
         return Vec::new();
     }
     let form = match action {
-        Action::Bookmark => Form::Name(Line::default()),
+        Action::Bookmark | Action::AppBookmark => Form::Name(Line::default()),
         Action::Protect => Form::Choice {
             policies: (names(state.estate.policies.iter().map(|policy| &policy.name)), 0),
             sites: (names(state.estate.sites.iter().filter(|site| site.recovery).map(|site| &site.name)), 0),
@@ -378,12 +378,13 @@ fn ask(state: &mut State, mut dialog: Dialog, order: &str, policy: Option<&pb::P
                 subject.policy().map(|_| pb::Policy { name: subject.name.clone(), ..Default::default() });
             effects.push(Effect::Readiness(
                 tag,
-                pb::ReadinessRequest {
+                Box::new(pb::ReadinessRequest {
                     machine: if subject.policy().is_some() { String::new() } else { subject.machine.clone() },
                     order: order.into(),
                     point: dialog.point.clone(),
                     policy: policy.cloned().or(of_policy),
-                },
+                    ..Default::default()
+                }),
             ));
         }
     }
@@ -569,7 +570,14 @@ const fn asks_readiness(action: Action) -> Option<&'static str> {
         Action::Failover => Some("failover"),
         Action::PlannedFailover => Some("planned-failover"),
         Action::Commit => Some("commit"),
+        Action::ChangePoint => Some("change-point"),
+        Action::CancelFailover => Some("cancel-failover"),
+        Action::Reprotect => Some("reprotect"),
+        Action::Failback => Some("failback"),
+        Action::UnplannedFailback => Some("unplanned-failback"),
+        Action::CompleteMigration => Some("complete-migration"),
         Action::Unprotect => Some("unprotect"),
+        Action::Move => Some("move"),
         Action::DeletePolicy => Some("delete-policy"),
         _ => None,
     }
@@ -681,6 +689,7 @@ fn order(state: &mut State, dialog: &Dialog) -> Vec<Effect> {
                     | Action::Failover
                     | Action::PlannedFailover
                     | Action::Verify
+                    | Action::Resync
                     | Action::Protect
                     | Action::RetryJob
             );

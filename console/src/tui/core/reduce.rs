@@ -539,6 +539,8 @@ pub fn help(state: &State) -> Vec<(String, String)> {
             Argument::Machine => " [MACHINE]",
             Argument::Job => " [JOB]",
             Argument::Alert => " [ALERT]",
+            Argument::Policy => " [POLICY]",
+            Argument::Order => " ORDER [MACHINE]",
             Argument::Theme => " NAME",
             Argument::Moment => " TIME",
             Argument::Format => " [csv|json]",
@@ -765,7 +767,9 @@ pub fn act(state: &mut State, action: Action, argument: &str) -> Vec<Effect> {
         | A::Unprotect
         | A::Pause
         | A::Resume
+        | A::Resync
         | A::Bookmark
+        | A::AppBookmark
         | A::Pin
         | A::Verify
         | A::TestFailover
@@ -773,10 +777,17 @@ pub fn act(state: &mut State, action: Action, argument: &str) -> Vec<Effect> {
         | A::Failover
         | A::Commit
         | A::RetryNow
+        | A::Move
         | A::CancelJob
         | A::RetryJob
         | A::Proceed
         | A::PlannedFailover
+        | A::ChangePoint
+        | A::CancelFailover
+        | A::Reprotect
+        | A::Failback
+        | A::UnplannedFailback
+        | A::CompleteMigration
         | A::DeletePolicy
         | A::Approve
         | A::Refuse

@@ -21,13 +21,33 @@ pub fn machine_state(machine: &pb::Machine) -> (String, Role) {
         "unprotected" | "" => ("not protected".to_owned(), Role::Muted),
         "enabling" => ("enabling".into(), Role::Busy),
         "enabling-failed" => ("enabling failed".into(), Role::Fail),
-        "initial-replication" => (format!("copying{progress}"), Role::Busy),
+        "initial-replication" => match (machine.phase.as_str(), machine.start_at_us) {
+            ("waiting-for-start", Some(at)) => {
+                return (format!("copies from {}", text::hour_minute(at)), Role::Muted);
+            }
+            ("comparing", _) => ("comparing".into(), Role::Busy),
+            _ => (format!("copying{progress}"), Role::Busy),
+        },
         "initial-replication-failed" => ("copy stopped".into(), Role::Fail),
         "protected" => ("protected".into(), Role::Text),
-        "resync" => ("resync".into(), Role::Warn),
+        "resync" => (
+            match (machine.phase.as_str(), machine.compared_bytes, machine.to_compare_bytes) {
+                ("waiting-for-window", ..) => "resync, waits".into(),
+                ("comparing", Some(done), Some(total)) if total > 0 => {
+                    format!("comparing {}%", done.min(total) * 100 / total)
+                }
+                ("sending", ..) => format!("resync{progress}"),
+                _ => "resync".into(),
+            },
+            Role::Warn,
+        ),
         "failing-over" => ("failing over".into(), Role::Busy),
         "commit-pending" => ("failed over".into(), Role::Warn),
         "committed" => ("committed".into(), Role::Text),
+        "reprotecting" => ("reprotecting".into(), Role::Busy),
+        "reversed" => ("protected, reversed".into(), Role::Text),
+        "failing-back" => ("failing back".into(), Role::Busy),
+        "migrated" => ("migrated".into(), Role::Muted),
         "disabling" => ("removing".into(), Role::Busy),
         other => (other.to_owned(), Role::Text),
     };
@@ -134,7 +154,11 @@ impl Rows for Machines<'_> {
             7 => Cell::text(text::short_span_of(machine.history_seconds)),
             8 => Cell::toned(
                 if machine.mode.is_empty() { text::UNKNOWN } else { &machine.mode },
-                if matches!(machine.mode.as_str(), "data" | "") { Role::Text } else { Role::Warn },
+                if matches!(machine.mode.as_str(), "data" | "interval" | "") {
+                    Role::Text
+                } else {
+                    Role::Warn
+                },
             ),
             9 => Cell::text(&machine.target_site),
             10 => last_test(machine),
@@ -1015,6 +1039,7 @@ impl Rows for Policies<'_> {
             3 => Cell::text(every(policy.crash_point_seconds)),
             4 => Cell::text(every(policy.app_point_seconds)),
             5 => Cell::text(text::short_span(policy.rpo_threshold_seconds as f64)),
+            6 if policy.staging_bytes_max == 0 => Cell::text("half"),
             6 => Cell::text(text::short_bytes(policy.staging_bytes_max)),
             7 => Cell::text(if policy.compression { "yes" } else { "no" }),
             _ => Cell::text(policy.machines.to_string()),

@@ -98,7 +98,7 @@ pub enum Effect {
     /// Ask about a moment.
     Preview(u64, pb::PreviewRequest),
     /// Ask what an order would do.
-    Readiness(u64, pb::ReadinessRequest),
+    Readiness(u64, Box<pb::ReadinessRequest>),
     /// Give an order. The only road from here to a change of anything.
     Order(u64, Box<pb::OrderRequest>),
     /// Ask who is let in.

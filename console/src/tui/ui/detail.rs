@@ -158,6 +158,9 @@ fn of_server(state: &State, server: &pb::Server, canvas: &Canvas<'_>, wide: usiz
         lines.push(pair("Machine", &server.machine, Role::Text));
     }
     lines.push(pair("Serves", text::count(server.machines as usize, "machine"), Role::Text));
+    if let Some(limit) = server.limit_bytes_per_sec {
+        lines.push(pair("May send", format!("{}/s, all machines together", text::bytes(limit)), Role::Text));
+    }
     lines.push(pair(
         "Address",
         if server.address.is_empty() { "does not listen" } else { &server.address },
@@ -168,6 +171,17 @@ fn of_server(state: &State, server: &pb::Server, canvas: &Canvas<'_>, wide: usiz
         lines.push(pair("Certificate ends", text::moment(server.certificate_expires_us), Role::Muted));
     }
     lines.push(pair("Version", &server.version, Role::Muted));
+    if let (Some(used), Some(most)) = (server.buffer_bytes, server.buffer_bytes_max) {
+        let until = server.buffer_full_seconds.map(|seconds| format!(", full in {}", text::span(seconds)));
+        let role = if until.is_some() { Role::Warn } else { Role::Text };
+        let told = format!("{} of {}{}", text::bytes(used), text::bytes(most), until.unwrap_or_default());
+        lines.push(pair("Buffer", told, role));
+    }
+    if let Some(free) = server.free_bytes {
+        let until = server.volume_full_seconds.map(|seconds| format!(", full in {}", text::span(seconds)));
+        let role = if until.is_some() { Role::Warn } else { Role::Text };
+        lines.push(pair("Volume", format!("{} free{}", text::bytes(free), until.unwrap_or_default()), role));
+    }
     for symptom in &server.symptoms {
         let (mark, role) =
             if symptom.severity == "critical" { (Mark::Fail, Role::Fail) } else { (Mark::Warn, Role::Warn) };

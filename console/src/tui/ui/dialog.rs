@@ -201,9 +201,14 @@ fn report(open: &Dialog, canvas: &Canvas<'_>, wide: usize) -> Vec<Line> {
 fn plainly(open: &Dialog) -> &'static str {
     match open.action {
         Action::Pause => "Replication is held. Changes are remembered and sent when it resumes.",
+        Action::Resync => "Source and replica are compared; what differs is sent. All points stay.",
         Action::Verify => "Both sides are read and compared at one moment. The machine is not slowed.",
         Action::Cleanup => "The drill's machine is stopped; its disks and what it wrote are removed.",
         Action::Bookmark => "This moment gets a name and is listed among the points.",
+        Action::Move => "Another process server of its site relays it; what was on its way is sent again.",
+        Action::AppBookmark => {
+            "The machine's own hooks hold its applications for a moment; what fails there makes a plain bookmark."
+        }
         Action::NewToken => "A token is made for one use within an hour. It is shown once.",
         Action::Revoke => "Their connections end at once; certificates and tokens are refused from now on.",
         Action::Approve => "The order is carried out, with your name beside it.",

@@ -79,7 +79,37 @@ pub fn lines(state: &State, machine: &pb::Machine, canvas: &Canvas<'_>, wide: us
             text::bytes(done),
             text::bytes(total)
         );
-        lines.push(pair("First copy", told, Role::Busy));
+        let label = if machine.state == "resync" { "Resync" } else { "First copy" };
+        lines.push(pair(label, told, Role::Busy));
+    }
+    if let Some(at) = machine.start_at_us {
+        lines.push(pair(
+            "First copy",
+            format!("begins {}; a, r begins it now", text::near(at, now)),
+            Role::Busy,
+        ));
+    }
+    if let (Some(done), Some(total)) = (machine.compared_bytes, machine.to_compare_bytes)
+        && total > 0
+    {
+        let share = done as f64 / total as f64;
+        let told = format!(
+            "{} {:.0}%  {} of {}",
+            bar(share, 20, ascii),
+            share * 100.0,
+            text::bytes(done),
+            text::bytes(total)
+        );
+        lines.push(pair("Comparing", told, Role::Busy));
+    }
+    if let Some(seconds) = machine.estimate_seconds {
+        let rate =
+            machine.copy_bytes_per_sec.map_or(String::new(), |rate| format!(" at {}", text::rate(rate)));
+        let end = now.saturating_add((seconds * 1e6) as i64);
+        let told = format!("in about {}{rate}, {} UTC", text::span(seconds), text::hour_minute(end));
+        lines.push(pair("Done", told, Role::Busy));
+    } else if !machine.estimate_note.is_empty() {
+        said(&mut lines, "Done", &machine.estimate_note, Role::Warn, wide);
     }
     let mode = if machine.mode_reason.is_empty() {
         machine.mode.clone()
@@ -90,7 +120,7 @@ pub fn lines(state: &State, machine: &pb::Machine, canvas: &Canvas<'_>, wide: us
         &mut lines,
         "Mode",
         if mode.is_empty() { text::UNKNOWN } else { &mode },
-        if machine.mode == "data" { Role::Text } else { Role::Warn },
+        if matches!(machine.mode.as_str(), "data" | "interval") { Role::Text } else { Role::Warn },
         wide,
     );
     lines.push(Line::new());
@@ -152,7 +182,7 @@ pub fn lines(state: &State, machine: &pb::Machine, canvas: &Canvas<'_>, wide: us
     let bytes = |value: Option<u64>| text::short_bytes_of(value);
     let staged = machine.staged_bytes_max.map_or(String::new(), |most| format!(" of {}", text::bytes(most)));
     lines.push(pair(
-        "On the way",
+        if machine.hops.is_empty() { "On the way" } else { "At the source" },
         format!(
             "{} in flight, {}{staged} staged, {} to send",
             bytes(machine.in_flight_bytes),
@@ -161,6 +191,25 @@ pub fn lines(state: &State, machine: &pb::Machine, canvas: &Canvas<'_>, wide: us
         ),
         Role::Text,
     ));
+    way(&mut lines, machine, canvas, wide);
+    if let Some(limit) = machine.limit_bytes_per_sec {
+        lines.push(pair(
+            "May send",
+            format!("{}/s, by its policy at this hour", text::bytes(limit)),
+            Role::Text,
+        ));
+    }
+    if !machine.held_by.is_empty() {
+        lines.push(pair("Waits for", &machine.held_by, Role::Warn));
+    }
+    if let Some(fault) = &machine.link_fault {
+        lines.push(pair("Link", &fault.message, Role::Warn));
+        let next = machine.next_retry_us.map_or_else(
+            || "not tried again by itself: a, e tries again when it is mended".to_owned(),
+            |at| format!("tried again {}; a, e tries now", text::near(at, now)),
+        );
+        lines.push(pair("", next, Role::Muted));
+    }
     lines.push(pair("Sent in all", bytes(machine.sent_bytes_total), Role::Text));
     lines.push(pair("Policy", &machine.policy, Role::Text));
     lines.push(pair("Disks", disks_in_words(machine), Role::Text));
@@ -181,15 +230,56 @@ pub fn lines(state: &State, machine: &pb::Machine, canvas: &Canvas<'_>, wide: us
             canvas,
             wide,
         );
-        if machine.state == "commit-pending" {
-            lines.push(pair(
-                "Next",
-                "a, c makes it final; until then another point can be chosen",
-                Role::Muted,
-            ));
+        let next = match machine.state.as_str() {
+            "commit-pending" => {
+                "a, c makes it final; until then a, i takes another point and a, l takes it back"
+            }
+            "committed" => "a, w brings it to its old source, which follows then; a, m lets it stay for good",
+            "reprotecting" => "it runs there; its old source is brought up to it, and takes no writes",
+            "reversed" => "it runs there and its old source follows; a, h brings it home",
+            "migrated" => "it stays there: there is no way back",
+            _ => "",
+        };
+        if !next.is_empty() {
+            lines.push(pair("Next", next, Role::Muted));
         }
     }
     lines
+}
+
+/// Hop by hop: how old the newest moment is that left it, what waits there, when it is full. Then the spikes.
+fn way(lines: &mut Vec<Line>, machine: &pb::Machine, canvas: &Canvas<'_>, wide: usize) {
+    for (n, hop) in machine.hops.iter().enumerate() {
+        let age = hop.age_seconds.map_or_else(|| text::UNKNOWN.to_owned(), text::span);
+        let mut told = format!("{:<15}{age:>9} old {:>9}", hop.name, text::short_bytes_of(hop.bytes));
+        if let Some(rate) = hop.bytes_per_sec {
+            told.push_str(&format!("  {} out", text::rate(rate)));
+        }
+        if let Some(seconds) = hop.full_seconds {
+            told.push_str(&format!("  full in {}", text::span(seconds)));
+        }
+        let (role, told) = if hop.note.is_empty() {
+            let role = if hop.full_seconds.is_some() { Role::Warn } else { Role::Text };
+            (role, told)
+        } else {
+            (Role::Fail, format!("{told}  {}", canvas.theme.mark(Mark::Fail)))
+        };
+        let told = text::fit(&told, wide.saturating_sub(18), canvas.theme.ellipsis());
+        lines.push(pair(if n == 0 { "On the way" } else { "" }, told, role));
+    }
+    let shown = machine.spikes.iter().take(4).enumerate();
+    for (n, spike) in shown {
+        let until = spike.ended_us.map_or_else(|| "now".to_owned(), text::clock);
+        let told = format!(
+            "{} to {until}: {} ({}) {}",
+            text::clock(spike.started_us),
+            text::span(spike.worst_seconds),
+            spike.hop,
+            spike.cause
+        );
+        let role = if spike.ended_us.is_none() { Role::Fail } else { Role::Muted };
+        said(lines, if n == 0 { "RPO spikes" } else { "" }, &told, role, wide);
+    }
 }
 
 #[allow(clippy::too_many_arguments, reason = "what is up, as the two messages tell it")]

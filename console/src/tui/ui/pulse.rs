@@ -84,6 +84,10 @@ fn answer(state: &State, canvas: &Canvas<'_>, wide: usize) -> Vec<Line> {
         } else {
             String::new()
         };
+        let whose = match machine.spikes.first().filter(|spike| spike.ended_us.is_none()) {
+            Some(spike) => format!("{whose} by {}", spike.hop),
+            None => whose,
+        };
         second.push(span(format!("   worst RPO {}{whose}", text::span(rpo)), Role::Text));
     }
     second.push(span(format!("   churn {}", text::rate(churn)), Role::Text));
@@ -152,6 +156,29 @@ fn needs(state: &State, canvas: &Canvas<'_>) -> Vec<Line> {
                 if alert.remedy.is_empty() { String::new() } else { format!("  {}", alert.remedy) },
                 Role::Muted,
             ),
+        ]);
+    }
+    // An alert about RPO says the same once it is exceeded.
+    let alerts = state.estate.open_alerts();
+    let known = |machine: &pb::Machine| {
+        alerts.iter().any(|alert| alert.object_id == machine.id && alert.code == "rpo.exceeded")
+    };
+    let mut spikes: Vec<(&pb::Machine, &pb::Spike)> = state
+        .estate
+        .machines
+        .iter()
+        .filter_map(|machine| {
+            Some((machine, machine.spikes.first().filter(|spike| spike.ended_us.is_none())?))
+        })
+        .filter(|(machine, _)| !known(machine))
+        .collect();
+    spikes.sort_by(|a, b| b.1.worst_seconds.total_cmp(&a.1.worst_seconds));
+    for (machine, spike) in spikes {
+        let rpo = machine.rpo_seconds.unwrap_or(spike.worst_seconds);
+        let said = format!("{}: RPO {} ({})", machine.name, text::span(rpo), spike.hop);
+        lines.push(vec![
+            span(canvas.marked(Mark::Warn, &said), Role::Warn),
+            span(format!("  {}", spike.cause), Role::Muted),
         ]);
     }
     for job in state.estate.running_jobs() {

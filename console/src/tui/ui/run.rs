@@ -212,6 +212,15 @@ fn next(lines: &mut Vec<Line>, job: &pb::Job) {
         ("failover", "succeeded" | "warnings") => {
             "look at it there; then a, c commits; Enter shows the machine"
         }
+        ("change-point", "succeeded" | "warnings") => {
+            "look at it there; then a, c commits, or a, i takes another one; Enter shows the machine"
+        }
+        ("commit", "succeeded" | "warnings") => {
+            "a, w brings it to its old source, so that it can come home; Enter shows the machine"
+        }
+        ("reprotect", "succeeded" | "warnings") => {
+            "the old source follows; a, h brings the machine home; Enter shows the machine"
+        }
         ("plan-test-failover", "succeeded" | "warnings") => {
             "it runs until you end it: 4, then a, x cleans all of it up"
         }

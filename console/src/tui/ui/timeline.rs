@@ -228,9 +228,11 @@ fn point_words(point: &pb::Point) -> String {
     };
     let name = if point.name.is_empty() { String::new() } else { format!(" \u{201c}{}\u{201d}", point.name) };
     let pinned = if point.pinned { ", pinned" } else { "" };
+    let shared =
+        if point.group.is_empty() { String::new() } else { format!(", shared with group {}", point.group) };
     let until = point.locked_until_us.map(text::moment);
     let locked = until.map(|until| format!(", locked until {until}")).unwrap_or_default();
-    format!("{kind}{name}{pinned}{locked}")
+    format!("{kind}{name}{shared}{pinned}{locked}")
 }
 
 fn proofs(point: &pb::Point, canvas: &Canvas<'_>) -> String {

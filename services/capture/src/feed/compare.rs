@@ -40,8 +40,43 @@ pub(super) struct Comparison {
     round: u64,
     /// Regions that are compared before they are injected, and did not change since the Break.
     wanted: Vec<Bits>,
+    /// How many those were at first, in bytes.
+    wanted_bytes: u64,
     /// The last frame before the Break.
     start: Link,
+}
+
+/// How far a resync is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// It cannot begin: nothing is shipped now.
+    Waiting,
+    /// Both sides' sums are being compared.
+    Comparing,
+    /// What differs is being sent.
+    Sending,
+}
+
+impl Phase {
+    /// Its name in reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Comparing => "comparing",
+            Self::Sending => "sending",
+        }
+    }
+}
+
+/// A resync under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Resync {
+    /// How far it is.
+    pub phase: Phase,
+    /// Bytes that were compared.
+    pub compared_bytes: u64,
+    /// Of so many.
+    pub to_compare_bytes: u64,
 }
 
 /// A slice of a disk that is compared.
@@ -67,7 +102,13 @@ pub enum Compare {
 
 impl Comparison {
     pub(super) fn new(lengths: impl Iterator<Item = u64>) -> Self {
-        Self { doubted: false, round: 0, wanted: lengths.map(Bits::new).collect(), start: Link::default() }
+        Self {
+            doubted: false,
+            round: 0,
+            wanted: lengths.map(Bits::new).collect(),
+            wanted_bytes: 0,
+            start: Link::default(),
+        }
     }
 
     /// A change of these regions begins.
@@ -78,6 +119,10 @@ impl Comparison {
                 wanted.clear(region);
             });
         }
+    }
+
+    fn left_bytes(&self) -> u64 {
+        self.wanted.iter().map(|wanted| wanted.ones() * REGION_BYTES).sum()
     }
 
     pub(super) const fn settled(&mut self) {
@@ -100,13 +145,31 @@ impl Feed {
         for &(disk, first, last) in &self.pending {
             self.comparison.changes(disk, first, last);
         }
+        self.comparison.wanted_bytes = self.comparison.left_bytes();
         self.comparison.round += 1;
         self.comparison.start = (FrameNumber(self.next_number.0.saturating_sub(1)), self.last_digest);
     }
 
+    /// The resync under way, where what is stale is so for want of knowledge.
+    pub fn resync(&self) -> Option<Resync> {
+        if !self.comparison.doubted || self.fresh {
+            return None;
+        }
+        let (total, left) = (self.comparison.wanted_bytes, self.comparison.left_bytes());
+        let phase = match self.mode {
+            Mode::Data | Mode::Interval => return None,
+            Mode::Bitmap => Phase::Waiting,
+            Mode::CatchingUp if left > 0 => Phase::Comparing,
+            Mode::CatchingUp => Phase::Sending,
+        };
+        let (compared, total) =
+            if phase == Phase::Waiting { (0, 0) } else { (total - left.min(total), total) };
+        Some(Resync { phase, compared_bytes: compared, to_compare_bytes: total })
+    }
+
     /// What to compare now.
     pub fn next_comparison(&self) -> Compare {
-        if self.mode != Mode::CatchingUp {
+        if self.mode != Mode::CatchingUp || !self.has_views() {
             return Compare::Nothing;
         }
         for (disk, wanted) in self.comparison.wanted.iter().enumerate() {

@@ -91,7 +91,7 @@ impl Feed {
         }
         self.events.frames = true;
         if self.goes_on(held, epoch) {
-            self.queue.start_at(held);
+            self.queue.start_at(held, replica.newest);
             let acknowledged = self.acknowledge(replica.number, now);
             debug_assert!(acknowledged.is_ok());
             self.begin_epoch(epoch, replica);
@@ -109,8 +109,9 @@ impl Feed {
                 );
                 tracing::warn!(machine = %self.machine, reason = self.reason, "the replica is not the one that was fed");
                 self.doubt_all();
+                self.doubted_since = Some(self.reason.clone());
             }
-            self.queue.restart_at(held);
+            self.queue.restart_at(held, replica.newest);
             self.next_number = replica.number.next();
             self.last_digest = replica.digest;
             self.begin_epoch(epoch, replica);

@@ -23,9 +23,11 @@
 //!
 //! - [`queue`]: frames that are not acknowledged, in memory and staged
 //! - [`compare`]: after doubt, what the replica holds already is not sent
+//! - [`interval`]: where changes come in cycles
 //! - [`link`]: opening a stream to a replica: what goes on, what is sent again
 
 pub mod compare;
+pub mod interval;
 pub mod link;
 pub mod queue;
 
@@ -45,7 +47,7 @@ use continuum_model::id::MachineId;
 use continuum_model::time::Timestamp;
 use continuum_model::units::{DiskIndex, Epoch, FrameNumber, REGION_BYTES, Sequence};
 use queue::Queue;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 
 /// A frame closes when it holds this much.
@@ -55,7 +57,21 @@ pub const FRAME_RECORDS: usize = 4096;
 /// The injector stops while this much is unacknowledged, so that it never exhausts staging by itself.
 const INJECT_WINDOW: u64 = 16 << 20;
 
+/// Changes of mode that are remembered.
+const CHANGES_KEPT: usize = 16;
+
 type Region = (u16, u64);
+
+/// The feed went into a mode.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModeChange {
+    /// When: the moment of the feed's newest record then.
+    pub at: Timestamp,
+    /// Which mode.
+    pub mode: Mode,
+    /// Why.
+    pub reason: String,
+}
 
 /// What a guest's change was.
 #[derive(Debug, Clone, Copy)]
@@ -94,6 +110,8 @@ pub struct Events {
     pub inject: bool,
     /// Much waits in memory: time to stage.
     pub stage: bool,
+    /// A cycle ended, or may begin.
+    pub cycle: bool,
 }
 
 /// Counters since the start.
@@ -126,6 +144,10 @@ pub struct Feed {
     epoch: Epoch,
     mode: Mode,
     reason: String,
+    /// The newest changes of mode, oldest first.
+    changes: VecDeque<ModeChange>,
+    /// Why the replica was doubted since the start, the last time.
+    doubted_since: Option<String>,
     /// A stream was opened since the start: the epoch and the end of the chain are known.
     linked: bool,
     paused: Option<String>,
@@ -152,6 +174,7 @@ pub struct Feed {
     last_time: Timestamp,
     cursor: (usize, u64),
     events: Events,
+    interval: Option<interval::Interval>,
     /// Counters for people.
     pub totals: Totals,
 }
@@ -175,6 +198,8 @@ impl Feed {
             epoch: Epoch(0),
             mode: Mode::Bitmap,
             reason: "not connected to a target since the start".into(),
+            changes: VecDeque::new(),
+            doubted_since: None,
             linked: false,
             paused: None,
             halted: None,
@@ -197,6 +222,7 @@ impl Feed {
             last_time: Timestamp::from_micros(0),
             cursor: (0, 0),
             events: Events::default(),
+            interval: None,
             totals: Totals::default(),
         };
         feed.adopt(found);
@@ -295,7 +321,7 @@ impl Feed {
     /// The next run of stale regions to inject, of at most `bytes_max`: disk, offset, length. `None`: nothing
     /// now, be it that none is stale or that too much waits.
     pub fn next_injection(&mut self, bytes_max: u64, sizes: &[u64]) -> Option<(DiskIndex, u64, u64)> {
-        if self.mode != Mode::CatchingUp || self.queue.bytes() > self.inject_window() {
+        if !self.injects() {
             return None;
         }
         while let Some(stale) = self.stale.get(self.cursor.0) {
@@ -312,12 +338,12 @@ impl Feed {
 
     /// Whether injecting goes on: some region is stale and nothing holds it back.
     pub fn injects(&self) -> bool {
-        self.mode == Mode::CatchingUp && self.queue.bytes() <= self.inject_window()
+        self.mode == Mode::CatchingUp && self.has_views() && self.queue.bytes() <= self.inject_window()
     }
 
     /// Puts a read of whole regions into the feed. The caller holds their range lock since before it read.
     pub fn inject(&mut self, disk: DiskIndex, offset: u64, content: Applied<'_>, now: Timestamp) {
-        if self.mode != Mode::CatchingUp {
+        if self.mode != Mode::CatchingUp || !self.has_views() {
             return;
         }
         let length = content.length();
@@ -328,7 +354,7 @@ impl Feed {
             Applied::Write { data, .. } => data.len(),
             Applied::Zero { .. } => 0,
         });
-        if self.mode != Mode::CatchingUp {
+        if self.mode != Mode::CatchingUp || !self.has_views() {
             return;
         }
         self.no_longer_stale(disk, offset, length);
@@ -373,21 +399,49 @@ impl Feed {
     /// When everything stale was injected: ends the repair with a consistent barrier. Returns whether it did;
     /// if not, another pass over what is stale begins.
     pub fn finish_catching_up(&mut self, now: Timestamp) -> bool {
-        if self.mode != Mode::CatchingUp {
+        if self.mode != Mode::CatchingUp || !self.has_views() {
             return false;
         }
         self.cursor = (0, 0);
         if self.stale.iter().any(|stale| !stale.is_empty()) {
             return false;
         }
-        self.mode = Mode::Data;
+        if self.interval.is_some() {
+            self.close_cycle(now);
+            return true;
+        }
+        self.enter_data();
+        self.barrier(Barrier::time_mark(true), now);
+        true
+    }
+
+    /// The replica is what the source is, or was when its disks were frozen.
+    fn enter_data(&mut self) {
+        let before = std::mem::replace(&mut self.mode, Mode::Data);
         self.reason.clear();
         self.unreadable = None;
         self.fresh = false;
         self.comparison.settled();
         self.touched.iter_mut().for_each(Bits::clear_all);
-        self.barrier(Barrier::time_mark(true), now);
-        true
+        if before != Mode::Data {
+            self.changed_mode(self.last_time);
+        }
+    }
+
+    /// Notes the mode that was just gone into.
+    fn changed_mode(&mut self, at: Timestamp) {
+        let (mode, reason) = self.told_mode();
+        let reason = reason.to_owned();
+        // A cycle that goes as it should is no news.
+        if self.changes.back().is_some_and(|last| last.mode == mode && last.reason == reason) {
+            return;
+        }
+        if self.changes.len() == CHANGES_KEPT {
+            self.changes.pop_front();
+        }
+        // Two changes never share a moment: whoever is told of them tells them apart by it.
+        let at = self.changes.back().map_or(at, |last| at.max(Timestamp::from_micros(last.at.micros() + 1)));
+        self.changes.push_back(ModeChange { at, mode, reason });
     }
 
     /// Cuts a barrier. Its `consistent` is set by the feed itself. `None` while nothing is appended.
@@ -445,7 +499,9 @@ impl Feed {
         tracing::warn!(machine = %self.machine, reason, "replication fell back to the change map");
         self.mode = Mode::Bitmap;
         self.reason = reason.to_owned();
+        self.cut_cycle(reason);
         self.seal();
+        self.changed_mode(self.last_time);
         self.events.frames = true;
     }
 
@@ -458,7 +514,9 @@ impl Feed {
         self.totals.round_done = 0;
         self.begin_comparing();
         self.mark(Change::Break, now);
+        self.changed_mode(now);
         self.events.inject = true;
+        self.events.cycle = true;
     }
 
     /// Out of bitmap mode, when everything that forced it is over.
@@ -471,6 +529,18 @@ impl Feed {
         {
             let reason = std::mem::take(&mut self.reason);
             self.catch_up(&reason, now);
+        }
+    }
+
+    /// Doubts everything: all of source and replica is compared, and what differs is sent.
+    pub fn compare_all(&mut self, reason: &str, now: Timestamp) {
+        // What was written before the Break must be in a frame before it: see `compare`.
+        self.seal();
+        self.doubt_all();
+        self.doubted_since = Some(reason.to_owned());
+        match self.mode {
+            Mode::Bitmap => self.reason = reason.to_owned(),
+            Mode::Data | Mode::Interval | Mode::CatchingUp => self.catch_up(reason, now),
         }
     }
 
@@ -502,6 +572,7 @@ impl Feed {
     fn stamp(&mut self, now: Timestamp) -> (Sequence, Timestamp) {
         let sequence = self.next_sequence;
         self.next_sequence = sequence.next();
+        let now = self.moment_of(now);
         self.last_time = Timestamp::from_micros(now.micros().max(self.last_time.micros() + 1));
         (sequence, self.last_time)
     }
@@ -579,6 +650,14 @@ impl Feed {
     /// The mode, and why it is not `data`.
     pub fn mode(&self) -> (Mode, &str) {
         (self.mode, self.unreadable.as_deref().unwrap_or(&self.reason))
+    }
+    /// The newest changes of mode, oldest first.
+    pub const fn changes(&self) -> &VecDeque<ModeChange> {
+        &self.changes
+    }
+    /// Why the replica was doubted since the start of the process, the last time.
+    pub fn doubted_since(&self) -> Option<&str> {
+        self.doubted_since.as_deref()
     }
     /// Whether a frame is being filled.
     pub fn has_open_frame(&self) -> bool {

@@ -48,6 +48,12 @@ pub struct Queue {
     handed_out: FrameNumber,
     /// The newest frame that is durably noted as one that leaves.
     noted: FrameNumber,
+    /// The frame that the present stream was given last, and its newest moment.
+    given: (FrameNumber, Timestamp),
+    /// Bytes of the frames after that one.
+    unsent_bytes: u64,
+    /// The newest moment that the target made durable.
+    acked_time: Timestamp,
     /// Rises whenever queued frames are dropped; a stream of an older stretch must end.
     stretch: u64,
 }
@@ -147,6 +153,9 @@ impl Queue {
             acked,
             handed_out: acked.0,
             noted: acked.0,
+            given: (acked.0, Timestamp::default()),
+            unsent_bytes: 0,
+            acked_time: Timestamp::default(),
             stretch: 1,
         }
     }
@@ -156,6 +165,7 @@ impl Queue {
         let head = &envelope.head;
         self.bytes += bytes;
         self.memory_bytes += bytes;
+        self.unsent_bytes += bytes;
         self.frames.push_back(Queued {
             link: (head.identity.number, head.digest),
             epoch: head.identity.epoch,
@@ -174,8 +184,9 @@ impl Queue {
             self.front = (FrameNumber(identity.number.0 - 1), identity.previous);
         }
         self.bytes += bytes;
+        self.unsent_bytes += bytes;
         self.staged += 1;
-        let made = Timestamp::default();
+        let made = head.last_time;
         self.frames.push_back(Queued {
             link,
             epoch,
@@ -206,21 +217,30 @@ impl Queue {
 
     pub(super) fn clear(&mut self) {
         self.frames.clear();
-        (self.staged, self.bytes, self.memory_bytes) = (0, 0, 0);
+        (self.staged, self.bytes, self.memory_bytes, self.unsent_bytes) = (0, 0, 0, 0);
         self.stage.clear();
         self.stretch += 1;
     }
 
     /// The replica ends with this frame, which is the one before the first here or one of these.
-    pub(super) fn start_at(&mut self, replica: Link) {
+    pub(super) fn start_at(&mut self, replica: Link, newest: Timestamp) {
         (self.acked, self.noted) = (replica, replica.0);
         self.handed_out = self.handed_out.max(replica.0);
+        self.begins_after(replica.0, newest);
+    }
+
+    fn begins_after(&mut self, number: FrameNumber, newest: Timestamp) {
+        self.given = (number, newest);
+        self.acked_time = newest;
+        self.unsent_bytes =
+            self.frames.iter().filter(|queued| queued.link.0 > number).map(|queued| queued.bytes).sum();
     }
 
     /// The replica ends with this frame, and nothing waits.
-    pub(super) fn restart_at(&mut self, replica: Link) {
+    pub(super) fn restart_at(&mut self, replica: Link, newest: Timestamp) {
         (self.front, self.acked) = (replica, replica);
         (self.handed_out, self.noted) = (replica.0, replica.0);
+        self.begins_after(replica.0, newest);
     }
 
     /// Whether what waits here, or is made next, follows that frame.
@@ -239,6 +259,12 @@ impl Queue {
             Body::Staged(_) => self.staged -= 1,
         }
         (self.front, self.acked) = (queued.link, queued.link);
+        self.acked_time = self.acked_time.max(queued.made);
+        if queued.link.0 > self.given.0 {
+            // The target had it from an earlier stream.
+            self.unsent_bytes -= queued.bytes;
+            self.given = (queued.link.0, queued.made);
+        }
         Some(queued)
     }
 
@@ -253,6 +279,18 @@ impl Queue {
     /// Of those, bytes on disk.
     pub const fn staged_bytes(&self) -> u64 {
         self.bytes - self.memory_bytes
+    }
+    /// Of those that are not acknowledged, bytes that the present stream was not given yet.
+    pub const fn unsent_bytes(&self) -> u64 {
+        self.unsent_bytes
+    }
+    /// The newest moment that the present stream was given.
+    pub const fn sent_time(&self) -> Timestamp {
+        self.given.1
+    }
+    /// The newest moment that the target made durable.
+    pub const fn acked_time(&self) -> Timestamp {
+        self.acked_time
     }
     /// The most that may wait.
     pub const fn bytes_max(&self) -> u64 {
@@ -298,6 +336,10 @@ impl Feed {
         self.totals.sent += queued.bytes;
         self.totals.frames += 1;
         self.queue.handed_out = self.queue.handed_out.max(queued.link.0);
+        if queued.link.0 > self.queue.given.0 {
+            self.queue.unsent_bytes -= queued.bytes;
+            self.queue.given = (queued.link.0, queued.made);
+        }
         match &queued.body {
             Body::Memory(envelope) => Peek::Memory(envelope.clone()),
             Body::Staged(place) => Peek::Staged(place.clone()),

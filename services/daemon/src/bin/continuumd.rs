@@ -2,10 +2,12 @@
 
 use clap::{Args, Parser, Subcommand};
 use continuum_daemon::{config, log, role};
+use continuum_fabric::kvm::inventory::{self, Found};
 use continuum_model::fault::{Fault, FaultClass};
+use continuum_model::units::Bytes;
 use continuum_model::untrusted::shown;
 use continuum_vault::{Keeper, broken_at};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use tokio_util::sync::CancellationToken;
 
@@ -58,6 +60,11 @@ enum Verb {
         /// Where certificate and key are kept
         #[arg(long)]
         identity: PathBuf,
+    },
+    /// List the machines of QEMU whose monitors are in a folder, and what their disks are called
+    Machines {
+        /// A folder with sockets made by `-qmp unix:…,server=on,wait=off`
+        folder: PathBuf,
     },
     /// Operators, on the vault's own machine
     Operator {
@@ -139,7 +146,7 @@ enum ServerAct {
 }
 
 fn main() -> ExitCode {
-    if let Some(ended) = role::thaw_watchdog(std::env::args_os()) {
+    if let Some(ended) = role::thaw_watchdog(std::env::args_os()).or_else(role::freeze_keeper) {
         return ended;
     }
     continuum_wire::tls::install_provider();
@@ -178,10 +185,29 @@ fn run(verb: Verb) -> Result<(), Fault> {
             println!("enrolled as {}; the vault is at {vault}", credentials.identity());
             Ok(())
         }
+        Verb::Machines { folder } => machines(&folder),
         Verb::Operator { act } => runtime()?.block_on(operator(act)),
         Verb::Server { act } => runtime()?.block_on(server(act)),
         Verb::Audit { vault, last } => runtime()?.block_on(audit(&vault, last)),
     }
+}
+
+fn machines(folder: &Path) -> Result<(), Fault> {
+    let found = inventory::look(folder);
+    let found = found.map_err(|error| role::configuration(format!("{}: {error}", folder.display())))?;
+    for Found { monitor, told } in found {
+        let monitor = monitor.display();
+        match told {
+            Err(why) => println!("{monitor}\t{}", shown(&why)),
+            Ok(told) => {
+                println!("{monitor}\t{}\t{}\tQEMU {}\t{}", told.name, told.status, told.version, told.uuid);
+                for (node, size, format) in told.disks {
+                    println!("\tnode {node}\t{}\t{format}", Bytes(size));
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 async fn keeper(place: &VaultPlace) -> Result<Keeper, Fault> {

@@ -4,6 +4,7 @@
 //! write of the ledger may be repeated. It stops for SIGTERM, and when its disk is found corrupt it says so
 //! on its heartbeat instead of going on.
 
+use super::hook::Hook;
 use super::ledger::{BLOCK, Disks, Ledger, LedgerError};
 use crate::nbd::{Client, Uri};
 use serde::{Deserialize, Serialize};
@@ -24,6 +25,8 @@ pub struct GuestConfig {
     pub rate: u32,
     /// An empty disk is formatted. Never for a replica.
     pub format: bool,
+    /// Where it can be told to hold still.
+    pub hook: Option<PathBuf>,
 }
 
 /// What a guest answers: one line of JSON.
@@ -63,6 +66,7 @@ pub fn run(config: &GuestConfig) -> io::Result<()> {
             let _ = serde_json::to_string(&now).map(|line| stream.write_all((line + "\n").as_bytes()));
         }
     })?;
+    let hook = Hook::serve(config.hook.as_deref())?;
     let tell =
         |change: &dyn Fn(&mut Heartbeat)| change(&mut state.lock().unwrap_or_else(PoisonError::into_inner));
     let uris = config.disks.iter().map(|disk| Uri::parse(disk)).collect::<io::Result<Vec<_>>>()?;
@@ -94,6 +98,7 @@ pub fn run(config: &GuestConfig) -> io::Result<()> {
     let pace = Duration::from_secs(1) / config.rate.max(1);
     let mut due = Instant::now();
     loop {
+        hook.hold_if_asked(|| ledger.checkpoint(&mut disks).map_err(|error| error.to_string()));
         let random = ledger.sequence().wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         match ledger.transfer(&mut disks, random ^ (random >> 29)) {
             Ok(sequence) => tell(&|beat| {

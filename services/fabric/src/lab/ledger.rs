@@ -229,10 +229,16 @@ impl Ledger {
         self.store(disks, from as usize)?;
         self.store(disks, to as usize)?;
         if sequence.is_multiple_of(CHECKPOINT_EVERY) {
-            disks.flush()?;
-            disks.write(0, 1, &sealed(b"CTMCHKPT", &[sequence]), true)?;
+            self.checkpoint(disks)?;
         }
         Ok(sequence)
+    }
+
+    /// Writes a checkpoint: from this state nothing has to be replayed.
+    pub fn checkpoint(&self, disks: &mut dyn Disks) -> Result<(), LedgerError> {
+        disks.flush()?;
+        disks.write(0, 1, &sealed(b"CTMCHKPT", &[self.sequence]), true)?;
+        Ok(())
     }
 
     /// The last transfer.
@@ -305,6 +311,17 @@ mod tests {
             }
             assert!(newest > 500);
         }
+    }
+
+    #[test]
+    fn a_checkpoint_leaves_nothing_to_replay() {
+        let mut disks = run(&[1200, 600]);
+        let (mut ledger, recovery) = Ledger::open(&mut disks).unwrap();
+        assert!(recovery.replayed > 0, "600 transfers end between two checkpoints");
+        ledger.transfer(&mut disks, 7).unwrap();
+        ledger.checkpoint(&mut disks).unwrap();
+        let (_, recovery) = Ledger::open(&mut disks).unwrap();
+        assert_eq!((recovery.sequence, recovery.replayed), (601, 0));
     }
 
     #[test]

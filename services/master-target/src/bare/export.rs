@@ -103,7 +103,7 @@ pub type Told<'a> = &'a mut dyn FnMut(Phase, u64, u64) -> bool;
 
 /// Exports a disk. The image has its name only when it is whole, durable and was read back.
 pub fn run(order: &Export, told: Told<'_>) -> Result<Exported, Fault> {
-    let place = Place::choose(order)?;
+    let place = Place::choose(&order.out, order.force, Some(&order.store))?;
     let bare = open(&order.store, None)?;
     let disk = choose(&bare.manifest.disks, order.disk)?;
     let (view, moment) = view_at(&bare, &order.at)?;
@@ -144,9 +144,9 @@ fn choose(disks: &[DiskSpec], wanted: Option<DiskIndex>) -> Result<DiskSpec, Fau
 }
 
 /// Where the image goes.
-struct Place {
+pub(super) struct Place {
     /// As it was given.
-    path: PathBuf,
+    pub path: PathBuf,
     /// The folder, absolute and with no link in it.
     folder: PathBuf,
     name: OsString,
@@ -154,8 +154,8 @@ struct Place {
 }
 
 impl Place {
-    fn choose(order: &Export) -> Result<Self, Fault> {
-        let path = &order.out;
+    /// Checks the name; `inside` must not hold it.
+    pub fn choose(path: &Path, force: bool, inside: Option<&Path>) -> Result<Self, Fault> {
         let text = shown(&path.display().to_string());
         let refused = |class, code: &str, message: String, remedy: &str| {
             Fault::new(class, code, message).spares("nothing was written").remedy(remedy)
@@ -173,7 +173,7 @@ impl Place {
                      `continuum rescue`",
                 ));
             }
-            Ok(_) if !order.force => {
+            Ok(_) if !force => {
                 return Err(refused(
                     FaultClass::Conflict,
                     "export.exists",
@@ -193,7 +193,8 @@ impl Place {
                 "make the folder first",
             )
         })?;
-        if std::fs::canonicalize(&order.store).is_ok_and(|store| folder.starts_with(store)) {
+        let inside = inside.and_then(|store| std::fs::canonicalize(store).ok());
+        if inside.is_some_and(|store| folder.starts_with(store)) {
             return Err(refused(
                 FaultClass::Refused,
                 "export.inside",
@@ -201,10 +202,10 @@ impl Place {
                 "name a file elsewhere",
             ));
         }
-        Ok(Self { path: path.clone(), folder, name: name.to_owned(), force: order.force })
+        Ok(Self { path: path.to_owned(), folder, name: name.to_owned(), force })
     }
 
-    fn fault(&self, doing: &str, error: &io::Error) -> Fault {
+    pub fn fault(&self, doing: &str, error: &io::Error) -> Fault {
         let text = shown(&self.path.display().to_string());
         Fault::new(FaultClass::Failed, "export.file", format!("{text} could not be {doing}: {error}"))
             .affects("this image; what was written of it is removed")
@@ -214,14 +215,14 @@ impl Place {
 }
 
 /// The image before it has its name. Removed when dropped.
-struct Part {
+pub(super) struct Part {
     path: PathBuf,
-    file: File,
+    pub file: File,
     named: bool,
 }
 
 impl Part {
-    fn make(place: &Place) -> Result<Self, Fault> {
+    pub fn make(place: &Place) -> Result<Self, Fault> {
         let mut name = OsString::from(".");
         name.push(&place.name);
         name.push(format!(".{}.part", std::process::id()));
@@ -233,7 +234,7 @@ impl Part {
     }
 
     /// Gives the image its name, durably. Returns what it takes on its disk.
-    fn name_it(&mut self, place: &Place) -> Result<u64, Fault> {
+    pub fn name_it(&mut self, place: &Place) -> Result<u64, Fault> {
         let target = place.folder.join(&place.name);
         let flags = if place.force { RenameFlags::empty() } else { RenameFlags::NOREPLACE };
         let renamed = match renameat_with(CWD, &self.path, CWD, &target, flags) {

@@ -2,6 +2,7 @@
 //!
 //! - [`archive`]: a store into object storage, and opened there
 //! - [`export`]: a disk as of a moment into an image file
+//! - [`hrl`]: replication logs, made from and to a feed's frames, and put onto an image
 //! - [`rescue`]: any moment of stores, served to NBD clients
 //!
 //! Lives here: what needs more than the store. What a store's files mean: the replica crate, of which the types
@@ -9,6 +10,7 @@
 
 pub mod archive;
 pub mod export;
+pub mod hrl;
 pub mod rescue;
 
 pub use continuum_capture::map::MapFacts;
@@ -46,6 +48,8 @@ pub enum Looked {
     Replica(Content),
     /// An agent's change map.
     Map(MapFacts),
+    /// A replication log.
+    Log(Box<hrl::LogFacts>),
 }
 
 /// Tells what a path is. Only reads; `told` hears how many bytes were verified, of about how many.
@@ -53,10 +57,13 @@ pub fn look(path: &Path, depth: Depth, told: &mut dyn FnMut(u64, u64)) -> io::Re
     if std::fs::metadata(path)?.is_file() {
         let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
         let file = File::options().read(true).custom_flags(flags).open(path)?;
-        if file.metadata()?.is_file()
-            && let Some(facts) = continuum_capture::map::look(&file)?
-        {
-            return Ok(Looked::Map(facts));
+        if file.metadata()?.is_file() {
+            if let Some(facts) = continuum_capture::map::look(&file)? {
+                return Ok(Looked::Map(facts));
+            }
+            if let Some(facts) = hrl::look(file, depth, told)? {
+                return Ok(Looked::Log(Box::new(facts)));
+            }
         }
     }
     inspect::look(path, depth, told).map(Looked::Replica)

@@ -8,6 +8,7 @@ use continuum_model::id::{MachineId, VaultId};
 use continuum_model::time::Timestamp;
 use continuum_model::units::{DiskIndex, Epoch, FrameNumber, Sequence};
 use continuum_model::world::{Clock, SystemClock};
+use continuum_process_server::pace::Pace;
 use continuum_process_server::{Assigned, Limits, ProcessServer};
 use continuum_wire::ca::Authority;
 use continuum_wire::channel::{self, Ack, Hello, Incoming, Message, Welcome};
@@ -57,8 +58,17 @@ impl Estate {
 
     /// A process server that listens, until the guard is dropped.
     pub async fn process_server(&self, limits: Limits) -> (ProcessServer, SocketAddr, DropGuard) {
+        self.process_server_with(limits, Pace::new(vec![])).await
+    }
+
+    /// The same with limits on how fast it may send.
+    pub async fn process_server_with(
+        &self,
+        limits: Limits,
+        pace: Pace,
+    ) -> (ProcessServer, SocketAddr, DropGuard) {
         let credentials = self.credentials(Role::ProcessServer, "ps");
-        let server = ProcessServer::open(&self.spool(), credentials, limits).unwrap();
+        let server = ProcessServer::open(&self.spool(), credentials, limits, pace).unwrap();
         let (address, stop) = serve(&server).await;
         (server, address, stop)
     }
@@ -83,6 +93,8 @@ pub fn assigned(machine: MachineId, epoch: u64, target: SocketAddr) -> Assigned 
         target_address: target.to_string(),
         target_id: "mt".into(),
         compression: true,
+        bandwidth: Vec::new(),
+        urgent: false,
     }
 }
 
@@ -297,7 +309,7 @@ pub async fn stream_once(
                     }
                 }
                 Some(Message::Refused(fault)) => return Err(fault),
-                Some(Message::Frame(_)) => panic!("a frame came back"),
+                Some(other) => panic!("it came the wrong way: {other:?}"),
                 None => {
                     return Err(Fault::new(
                         continuum_model::fault::FaultClass::NotConnected,

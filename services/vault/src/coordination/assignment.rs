@@ -5,9 +5,10 @@
 use crate::estate::{Estate, MachineEntry, agent_of, machine_of};
 use crate::project;
 use crate::store::inventory::Protection;
-use continuum_model::id::ServerId;
+use continuum_model::id::{MachineId, ServerId};
 use continuum_model::protection::ProtectionState;
 use continuum_proto::v1 as pb;
+use continuum_wire::policy::limit_to_message;
 use pb::vault_message::Message;
 
 /// The assignment of a server; `None` for roles that have none.
@@ -39,8 +40,44 @@ fn agent(estate: &Estate, entry: &MachineEntry) -> pb::AgentAssignment {
     assignment.paused = protection.state.is_paused();
     assignment.process_server_address = relay.map(|relay| relay.row.address.clone()).unwrap_or_default();
     assignment.process_server_id = protection.process_server.to_string();
+    if let Some(at) = protection.start_at.filter(|_| assignment.paused) {
+        assignment.hold_reason = format!("the first copy begins at {at}");
+    }
+    assignment.initial = matches!(
+        protection.state,
+        ProtectionState::InitialReplication { .. } | ProtectionState::InitialReplicationFailed { .. }
+    );
+    assignment.resync_now = protection.resync_now;
     assignment.policy = policy(estate, protection);
+    assignment.group = group(estate, entry).filter(|_| assignment.replicate);
+    if protection.state.is_reversed() && !entry.live.twice {
+        let target = estate.servers.get(&protection.master_target);
+        let run = protection.failed_over.as_ref();
+        assignment.receive = run.is_some();
+        assignment.target_address = target.map(|target| target.row.address.clone()).unwrap_or_default();
+        assignment.target_id = protection.master_target.to_string();
+        assignment.view_id = run.map(|run| run.view.to_string()).unwrap_or_default();
+    }
     assignment
+}
+
+/// The machine's consistency group, and whom its members dial.
+fn group(estate: &Estate, entry: &MachineEntry) -> Option<pb::GroupAssignment> {
+    let row = &estate.group_of(entry.row.id)?.row;
+    let leader = estate.leader_of(row);
+    let member = |id: &MachineId| pb::GroupMember {
+        id: id.to_string(),
+        name: estate.machines.get(id).map(|entry| entry.row.name.clone()).unwrap_or_default(),
+    };
+    Some(pb::GroupAssignment {
+        name: row.name.clone(),
+        version: row.version,
+        members: row.body.machines.iter().map(member).collect(),
+        leader_id: leader.map(|(id, _)| id.to_string()).unwrap_or_default(),
+        leader_address: leader.map(|(_, address)| address.to_owned()).unwrap_or_default(),
+        every_seconds: row.body.every_seconds,
+        hold_millis: row.body.hold_millis,
+    })
 }
 
 /// Whether the source belongs to this protection: it replicates, or would were it not paused. A failover
@@ -56,6 +93,10 @@ fn replicates(protection: &Protection) -> bool {
         | ProtectionState::EnablingFailed { .. }
         | ProtectionState::CommitPending { .. }
         | ProtectionState::Committed
+        | ProtectionState::Reprotecting
+        | ProtectionState::Reversed
+        | ProtectionState::FailingBack { .. }
+        | ProtectionState::Migrated
         | ProtectionState::Disabling => false,
     }
 }
@@ -78,6 +119,10 @@ fn process_server(estate: &Estate, server: ServerId) -> pb::ProcessServerAssignm
             target_address: target.row.address.clone(),
             target_id: target.row.id.to_string(),
             compression: policy.is_some_and(|policy| policy.policy.compression),
+            bandwidth: policy
+                .map(|policy| policy.policy.bandwidth.iter().map(limit_to_message).collect())
+                .unwrap_or_default(),
+            urgent: matches!(protection.state, ProtectionState::FailingOver { .. }),
         })
     });
     pb::ProcessServerAssignment { revision: 0, relays: relays.collect() }
@@ -103,6 +148,14 @@ fn master_target(estate: &Estate, server: ServerId) -> pb::MasterTargetAssignmen
                 String::new()
             } else {
                 protection.process_server.to_string()
+            },
+            reverse_view: match &protection.failed_over {
+                Some(run)
+                    if protection.state.is_reversed() && !is_revoked(estate, agent_of(entry.row.id)) =>
+                {
+                    run.view.to_string()
+                }
+                _ => String::new(),
             },
         })
     });

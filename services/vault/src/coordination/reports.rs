@@ -6,13 +6,17 @@
 
 use super::sums;
 use crate::core::Core;
-use crate::estate::{Estate, agent_of, machine_of};
+use crate::estate::{Estate, MachineEntry, agent_of, machine_of};
+use crate::groups;
 use crate::jobs::plan::Write;
 use crate::jobs::writes;
 use crate::project;
 use crate::store::StoreError;
 use crate::store::inventory::{DiskRow, MachineRow, PointRow, ServerRow};
+use crate::store::news::EventRow;
+use crate::truth::Truth;
 use continuum_model::fault::{Fault, FaultClass};
+use continuum_model::health::Mode;
 use continuum_model::id::{MachineId, ServerId};
 use continuum_model::protection::{Event, ProtectionState};
 use continuum_model::time::Timestamp;
@@ -29,6 +33,8 @@ const ASK_AGAIN: std::time::Duration = std::time::Duration::from_secs(60);
 const LOST_MAX: usize = 1024;
 /// Disks of one machine.
 const DISKS_MAX: usize = 64;
+/// Changes of mode in one report.
+const CHANGES_MAX: usize = 64;
 
 /// Somebody opened a session: its row is brought up to date.
 ///
@@ -74,8 +80,11 @@ pub(crate) async fn opened(core: &Arc<Core>, server: ServerId, hello: &pb::Serve
         }
         if let Some(machine) = estate.machines.get_mut(&machine_of(server)) {
             machine.live.agent_boot = limited(&hello.boot_id, 128);
+            machine.live.group_address = limited(&hello.group_address, 255);
+            machine.live.app_consistent = hello.app_consistent;
         }
     }
+    core.reassign_group_of(machine_of(server));
     core.publish(&[machine_of(server)], &[server]);
     core.stir();
     Ok(())
@@ -89,6 +98,7 @@ pub(crate) async fn closed(core: &Arc<Core>, server: ServerId) {
         entry.live.connected = false;
         entry.live.last_seen
     };
+    core.reassign_group_of(machine_of(server));
     core.publish(&[machine_of(server)], &[server]);
     core.stir();
     if let Err(error) = leave(core, server, last_seen).await {
@@ -194,7 +204,11 @@ pub(crate) async fn fold(core: &Arc<Core>, server: ServerId, message: Message) {
 fn seen(core: &Core, estate: &mut Estate, server: ServerId, load: Option<pb::Load>) -> bool {
     match estate.servers.get_mut(&server) {
         Some(entry) => {
-            entry.live.last_seen = Some(core.world.now());
+            let now = core.world.now();
+            entry.live.last_seen = Some(now);
+            if let Some(free) = load.as_ref().map(|load| load.free_bytes).filter(|free| *free > 0) {
+                entry.live.volume_fill.offer(now, free);
+            }
             entry.live.load = load;
             true
         }
@@ -205,17 +219,27 @@ fn seen(core: &Core, estate: &mut Estate, server: ServerId, load: Option<pb::Loa
 async fn agent(core: &Arc<Core>, server: ServerId, mut report: pb::AgentReport) -> Result<(), StoreError> {
     let id = machine_of(server);
     let now = core.world.now();
-    let doubted = {
+    let (missed, app, doubted, name, changes) = {
         let mut estate = core.estate();
         let load = report.load.take();
+        let last_seen = estate.servers.get(&server).and_then(|entry| entry.row.last_seen);
         if !seen(core, &mut estate, server, load) {
             return Ok(());
         }
+        let missed = groups::heard(&mut estate, id, &mut report, now);
         let Some(entry) = estate.machines.get_mut(&id) else { return Ok(()) };
+        let app = app_point(entry, &mut report, core.about.started);
         report.disks.truncate(DISKS_MAX);
         report.doubt = limited(&report.doubt, 1024);
         report.mode_reason = limited(&report.mode_reason, 1024);
         entry.live.churn.offer(now, report.written_bytes_total);
+        let truth = &mut entry.live.truth;
+        truth.sent.offer(now, report.sent_bytes_total);
+        let comparing = report.phase == "comparing";
+        truth.copied.offer(now, if comparing { report.compared_bytes } else { report.initial_bytes_done });
+        truth.staging.offer(now, report.in_flight_bytes);
+        report.mode_changes.truncate(CHANGES_MAX);
+        let changes = news_of_modes(&entry.row, truth, &mut report, last_seen);
         let doubted = doubt(
             &entry.row,
             &entry.live.agent_boot,
@@ -223,12 +247,86 @@ async fn agent(core: &Arc<Core>, server: ServerId, mut report: pb::AgentReport) 
             entry.live.replica.as_ref().map(|(replica, _)| replica),
         );
         entry.live.agent = Some((report, now));
-        doubted
+        (missed, app, doubted, entry.row.name.clone(), changes)
     };
+    if app.is_some() || !changes.is_empty() {
+        let mut tx = core.store.begin().await?;
+        for (at, text) in changes {
+            tx.add_event(EventRow { time: at, ..core.event("mode", &name, id, text, "") }).await?;
+        }
+        if let Some((name, text)) = app {
+            tx.add_event(core.event("point", &name, id, text, "")).await?;
+        }
+        core.commit(tx).await?;
+    }
+    groups::list(core, missed).await?;
     match doubted {
         Some((moves, answered)) => resync(core, id, moves, answered).await,
         None => Ok(()),
     }
+}
+
+/// Changes of mode that were not told yet, in words.
+fn news_of_modes(
+    row: &MachineRow,
+    truth: &mut Truth,
+    report: &mut pb::AgentReport,
+    last_seen: Option<Timestamp>,
+) -> Vec<(Timestamp, String)> {
+    let told = truth.told_change.or(last_seen).unwrap_or_default();
+    let mut newest = told;
+    let mut news = Vec::new();
+    for change in &mut report.mode_changes {
+        let at = Timestamp::from_micros(change.at_us);
+        if at <= told {
+            continue;
+        }
+        newest = newest.max(at);
+        change.reason = limited(&change.reason, 1024);
+        let Some(mode) = Mode::named(&change.mode) else { continue };
+        news.push((
+            at,
+            match shown(&change.reason).as_str() {
+                "" => format!("mode {}", mode.name()),
+                reason => format!("mode {}: {reason}", mode.name()),
+            },
+        ));
+    }
+    truth.told_change = Some(newest);
+    if row.protection.is_some() { news } else { Vec::new() }
+}
+
+/// How the newest attempt at an application-consistent point went, where that is news to tell.
+fn app_point(
+    entry: &mut MachineEntry,
+    report: &mut pb::AgentReport,
+    started: Timestamp,
+) -> Option<(String, String)> {
+    let app = report.app_point.as_mut()?;
+    for text in [&mut app.reason, &mut app.thaw] {
+        *text = limited(text, 1024);
+    }
+    app.output = limited(&app.output, 8192);
+    if app.point_id == entry.live.app_told {
+        return None;
+    }
+    entry.live.app_told = limited(&app.point_id, 64);
+    let mut said = Vec::new();
+    if !app.consistent {
+        said.push(format!("a point is crash-consistent, not application-consistent: {}", shown(&app.reason)));
+    }
+    if !app.thaw.is_empty() {
+        said.push(format!("after an application-consistent point: {}", shown(&app.thaw)));
+    }
+    let words: Vec<&str> = app.output.lines().rev().take(3).collect();
+    if !said.is_empty() && !words.is_empty() {
+        said.push(format!(
+            "the scripts said: {}",
+            shown(&words.into_iter().rev().collect::<Vec<_>>().join(" | "))
+        ));
+    }
+    // What was told before this vault was started again was told.
+    (!said.is_empty() && app.time_us > started.micros()).then(|| (entry.row.name.clone(), said.join("; ")))
 }
 
 /// What an agent's report means for a resync: the move, and the doubt that is answered by it.
@@ -250,12 +348,28 @@ fn doubt(
         }
         ProtectionState::Resync { .. } => {
             // Whole again: every change is shipped, and a moment after the doubt can be brought up.
-            let whole = report.mode == continuum_model::health::Mode::Data.name()
+            let mode = continuum_model::health::Mode::named(&report.mode);
+            let whole = mode.is_some_and(continuum_model::health::Mode::is_whole)
                 && report.epoch >= row.epoch
                 && replica
                     .and_then(|replica| replica.newest_point_us)
                     .is_some_and(|at| at >= protection.since.micros());
             whole.then_some((vec![Write::Move(Event::ResyncDone)], told))
+        }
+        ProtectionState::Reprotecting | ProtectionState::Reversed => {
+            let run = protection.failed_over.as_ref()?;
+            let receiving = report.receiving.as_ref()?;
+            // Of this direction, not of one that was given up before.
+            if receiving.epoch != row.epoch || receiving.view_id != run.view.to_string() {
+                return None;
+            }
+            let event = match (&protection.state, receiving.whole) {
+                (ProtectionState::Reprotecting, true) => Event::ReverseWhole,
+                // Until it has looked at its disks again it knows nothing.
+                (ProtectionState::Reversed, false) if receiving.connected => Event::ReverseBroken,
+                _ => return None,
+            };
+            Some((vec![Write::MoveIfLegal(event)], protection.answered_doubt.clone()))
         }
         _ => None,
     }
@@ -293,12 +407,15 @@ fn process_server(core: &Arc<Core>, server: ServerId, mut report: pb::ProcessSer
     }
     if let Some(entry) = estate.servers.get_mut(&server) {
         entry.live.spool = Some((report.spool_bytes, report.spool_bytes_max));
+        entry.live.spool_fill.offer(now, report.spool_bytes);
         entry.live.bytes_per_sec = Some(report.out_bytes_per_sec);
+        entry.live.limit_bytes_per_sec = report.limit_bytes_per_sec;
     }
     for relay in report.relays {
         let Ok(id) = relay.machine_id.parse::<MachineId>() else { continue };
         let Some(entry) = estate.machines.get_mut(&id) else { continue };
         if entry.row.protection.as_ref().is_some_and(|protection| protection.process_server == server) {
+            entry.live.truth.forwarded.offer(now, relay.forwarded_bytes_total);
             entry.live.relay = Some((relay, now));
         }
     }
@@ -315,11 +432,26 @@ async fn master_target(
     // Stretches of which the target says that their points are gone.
     let mut gone: Vec<(MachineId, Timestamp, Timestamp)> = Vec::new();
     let mut lost: Vec<(MachineId, Vec<pb::Blocks>)> = Vec::new();
+    let mut astray: Vec<String> = Vec::new();
     {
         let mut estate = core.estate();
         let load = report.load.take();
         if !seen(core, &mut estate, server, load) {
             return Ok(());
+        }
+        for view in report.views.iter().filter(|view| view.guest_running) {
+            let id = view.machine_id.parse::<MachineId>();
+            let machine = id.ok().and_then(|id| estate.machines.get(&id));
+            let protection = machine.and_then(|entry| entry.row.protection.as_ref());
+            // It came home without this side being asked: one copy is one too many.
+            let home = protection.filter(|protection| {
+                protection.master_target == server
+                    && (protection.state.replicates() || protection.state.is_paused())
+            });
+            let run = home.and_then(|protection| protection.failed_over.as_ref());
+            if run.is_some_and(|run| run.view.to_string() == view.view_id) {
+                astray.push(view.view_id.clone());
+            }
         }
         let mut bytes_per_sec = 0u64;
         for mut replica in report.replicas {
@@ -330,11 +462,10 @@ async fn master_target(
             }
             bytes_per_sec = bytes_per_sec.saturating_add(replica.journal_bytes_per_sec);
             // After a commit only the chosen moment counts: what the target still lists is history.
-            let committed = entry
-                .row
-                .protection
-                .as_ref()
-                .is_some_and(|protection| protection.state == ProtectionState::Committed);
+            let committed = entry.row.protection.as_ref().is_some_and(|protection| {
+                use ProtectionState as S;
+                matches!(protection.state, S::Committed | S::Migrated) || protection.state.is_reversed()
+            });
             let room = if committed { 0 } else { POINTS_MAX.saturating_sub(points.len()) };
             points.extend(
                 replica.new_points.drain(..).take(room).map(|point| (id, project::point_from(&point))),
@@ -356,6 +487,12 @@ async fn master_target(
             entry.live.bytes_per_sec = Some(bytes_per_sec);
         }
     }
+    for view_id in astray {
+        tracing::warn!(view = view_id, "what runs there came home meanwhile: it is stopped");
+        let id = format!("astray/{view_id}/{}", core.world.stamp().micros());
+        let act = Some(pb::command::Act::StopGuest(pb::StopGuest { view_id }));
+        core.sessions.hint(server, pb::Command { id, act });
+    }
     for (machine, blocks) in lost {
         tracing::warn!(%machine, places = blocks.len(), "the replica lost part of its newest state: the source is asked to send it again");
         let id = format!("again/{machine}/{}", core.world.stamp().micros());
@@ -363,6 +500,7 @@ async fn master_target(
         // Lost where the agent is away: as long as the target reports it, it is asked for again.
         core.sessions.hint(agent_of(machine), pb::Command { id, act });
     }
+    groups::list(core, None).await?;
     if points.is_empty() && ahead.is_empty() && gone.is_empty() {
         return Ok(());
     }
@@ -418,6 +556,26 @@ pub(crate) async fn tidy(core: &Arc<Core>) -> Result<(), StoreError> {
         servers.extend(there.map(|entry| (entry.row.id, entry.live.last_seen)));
     }
     let mut tx = core.store.begin().await?;
+    let shared: Vec<(String, Timestamp)> = {
+        let known: std::collections::BTreeMap<MachineId, Timestamp> = oldest.iter().copied().collect();
+        let estate = core.estate();
+        let oldest_of = |entry: &groups::GroupEntry| {
+            // Of no use once one of them has let it go.
+            entry
+                .row
+                .body
+                .machines
+                .iter()
+                .map(|id| known.get(id).copied())
+                .collect::<Option<Vec<_>>>()?
+                .into_iter()
+                .max()
+        };
+        estate.groups.values().filter_map(|entry| Some((entry.row.name.clone(), oldest_of(entry)?))).collect()
+    };
+    for (group, before) in shared {
+        tx.forget_group_points(&group, before).await?;
+    }
     for (machine, oldest) in oldest {
         tx.forget_points(machine, Some(oldest)).await?;
     }

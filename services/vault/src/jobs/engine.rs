@@ -16,6 +16,7 @@ use super::plan::{self, JobKind};
 use super::steps::{self, Ctx, Done};
 use super::writes::{self, Refused};
 use crate::core::Core;
+use crate::report;
 use crate::store::StoreError;
 use crate::store::jobs::JobRow;
 use crate::store::plans::PlanRow;
@@ -78,7 +79,9 @@ pub(crate) async fn drive(core: &Arc<Core>, id: JobId) -> Result<(), StoreError>
             JobState::Waiting => return Ok(()),
             JobState::Undoing => undo_one(core, job, kind).await?,
             // After the last step a cancel comes too late: what was done stands, in the rows, too.
-            JobState::Queued | JobState::Running if job.cancel && next_step(&job).is_some() => {
+            JobState::Queued | JobState::Running
+                if job.cancel && next_step(&job).is_some() && !kind.is_home(&job) =>
+            {
                 turn_back(core, job.id, None).await?;
             }
             JobState::Queued | JobState::Running => do_one(core, job, kind).await?,
@@ -124,7 +127,7 @@ async fn do_one(core: &Arc<Core>, job: JobRow, kind: JobKind) -> Result<(), Stor
     let outcome = tokio::select! {
         () = core.stop.cancelled() => return Ok(()),
         // What was under way is of unknown effect; the undo deals with it.
-        () = cancel.cancelled(), if kind.may_cancel() => return Ok(()),
+        () = cancel.cancelled(), if kind.may_cancel() && !kind.is_home(&intent) => return Ok(()),
         outcome = steps::act(&mut ctx) => outcome,
     };
     let facts = ctx.facts;
@@ -186,7 +189,7 @@ async fn finish_step(
 async fn turn_back(core: &Arc<Core>, id: JobId, fault: Option<Fault>) -> Result<(), StoreError> {
     let Some(job) = core.store.job(id).await? else { return Ok(()) };
     let kind = kind_of(&job)?;
-    let undoes = job.cancel || (kind.undoes() && !job.params.keep_on_failure);
+    let undoes = (job.cancel || (kind.undoes() && !job.params.keep_on_failure)) && !kind.is_home(&job);
     if undoes {
         let mut tx = core.store.begin().await?;
         let Some(mut job) = tx.job(id).await? else { return Ok(()) };
@@ -313,6 +316,9 @@ async fn end_with(
     let detail = why.map(|fault| fault.code.clone()).unwrap_or_default();
     tx.audit(now, &job.by, &job.kind, &shown(&job.machine_name), state.name(), &format!("job {id} {detail}"))
         .await?;
+    if report::is_reported(&job) {
+        report::write(core, &mut tx, &job).await?;
+    }
     let job = tx.save_job(job).await?;
     core.commit(tx).await?;
     tracing::info!(job = %job.id, kind = job.kind, state = state.name(), "job ended");

@@ -9,9 +9,17 @@
 //!                → probe → commit pending
 //!   planned      check → stop source → await target → new epoch → … as above: nothing is lost
 //! commit         check → drop other points → committed
+//! change-point   check → resolve point → open view → stop former → start guest → probe → point changed
+//! cancel-failover  check source → stop guest → epoch home → release source → close views
+//! reprotect      check source → reverse epoch → await all: what runs there has arrived at the old source
+//! failback       check source → check target → stop guest → drain → await home → digest both → equal → epoch home
+//!                → release source → resume forward → close views
+//!   unplanned    check source → stop if there → epoch home → release source → retire → resume forward
 //! verify         digest source → await target → digest replica → compare
 //! bookmark       barrier → await target → listed
 //! pin            mark
+//! resync         compare all → resync
+//! group-bookmark group-barrier → group-listed
 //! plan-test-failover, plan-failover   for each group of the plan: bring up → a manual action, where there is one;
 //!                                     then report
 //! plan-cleanup   clean up all → report
@@ -27,8 +35,9 @@ use crate::store::inventory::{BroughtUp, MachineRow, PointRow, Protection};
 use crate::store::jobs::{Facts, JobRow, Params};
 use crate::world::World;
 use continuum_model::fault::{Fault, FaultClass};
-use continuum_model::id::{PointId, PolicyId, ViewId};
+use continuum_model::id::{PointId, PolicyId, ServerId, ViewId};
 use continuum_model::protection::{Event, FailoverKind, ProtectionState, TestState};
+use continuum_model::time::Timestamp;
 use continuum_model::untrusted::shown;
 
 macro_rules! named {
@@ -54,12 +63,19 @@ named!(
         Cleanup = "cleanup",
         Failover = "failover",
         Commit = "commit",
+        ChangePoint = "change-point",
+        CancelFailover = "cancel-failover",
+        Reprotect = "reprotect",
+        Failback = "failback",
+        Migrate = "complete-migration",
         Verify = "verify",
         Bookmark = "bookmark",
         Pin = "pin",
+        Resync = "resync",
         Pause = "pause",
         Resume = "resume",
         RetryNow = "retry-now",
+        Move = "move",
         Acknowledge = "acknowledge",
         SetPolicy = "set-policy",
         AssignPolicy = "assign-policy",
@@ -70,6 +86,9 @@ named!(
         ApplyPlan = "apply-plan",
         CheckPlan = "check-plan",
         DeletePlan = "delete-plan",
+        SetGroup = "set-group",
+        DeleteGroup = "delete-group",
+        GroupBookmark = "group-bookmark",
     }
 );
 
@@ -107,10 +126,30 @@ named!(
         Barrier = "barrier",
         Listed = "listed",
         Mark = "mark",
+        CompareAll = "compare-all",
+        Resync = "resync",
         Group = "group",
         StopSource = "stop-source",
         Manual = "manual",
         Report = "report",
+        GroupBarrier = "group-barrier",
+        GroupListed = "group-listed",
+        StopFormer = "stop-former",
+        PointChanged = "point-changed",
+        CheckSource = "check-source",
+        EpochHome = "epoch-home",
+        ReleaseSource = "release-source",
+        CloseViews = "close-views",
+        ReverseEpoch = "reverse-epoch",
+        AwaitAll = "await-all",
+        Drain = "drain",
+        AwaitHome = "await-home",
+        RecoveryDigest = "digest-recovery",
+        HomeDigest = "digest-home",
+        Equal = "equal",
+        Forward = "resume-forward",
+        StopIfThere = "stop-if-there",
+        Retire = "retire",
     }
 );
 
@@ -125,6 +164,8 @@ pub(crate) enum Write {
     Move(Event),
     /// The same, where the table allows it now; nothing otherwise.
     MoveIfLegal(Event),
+    /// Another process server relays it.
+    ProcessServer(ServerId),
     /// The next epoch.
     Epoch,
     Fenced(bool),
@@ -144,22 +185,33 @@ pub(crate) enum Write {
     Point(Box<PointRow>),
     /// After a commit only the chosen point counts.
     ForgetPoints,
+    /// When the first copy begins.
+    StartAt(Option<Timestamp>),
+    /// Whether a resync waits for its window.
+    ResyncNow(bool),
 }
 
 impl JobKind {
     /// All of them.
-    pub(crate) const ALL: [Self; 22] = [
+    pub(crate) const ALL: [Self; 32] = [
         Self::Protect,
         Self::TestFailover,
         Self::Cleanup,
         Self::Failover,
         Self::Commit,
+        Self::ChangePoint,
+        Self::CancelFailover,
+        Self::Reprotect,
+        Self::Failback,
+        Self::Migrate,
         Self::Pause,
         Self::Resume,
+        Self::Resync,
         Self::Bookmark,
         Self::Pin,
         Self::Verify,
         Self::RetryNow,
+        Self::Move,
         Self::Acknowledge,
         Self::SetPolicy,
         Self::AssignPolicy,
@@ -171,6 +223,9 @@ impl JobKind {
         Self::ApplyPlan,
         Self::CheckPlan,
         Self::DeletePlan,
+        Self::SetGroup,
+        Self::DeleteGroup,
+        Self::GroupBookmark,
     ];
 
     /// Whether it is about a plan, and about no single machine.
@@ -184,6 +239,11 @@ impl JobKind {
                 | Self::CheckPlan
                 | Self::DeletePlan
         )
+    }
+
+    /// Whether it is about a consistency group, and about no single machine.
+    pub(crate) const fn is_about_groups(self) -> bool {
+        matches!(self, Self::SetGroup | Self::DeleteGroup | Self::GroupBookmark)
     }
 
     /// What a run of a plan orders for each machine.
@@ -209,6 +269,13 @@ impl JobKind {
                 self.steps().iter().filter(|step| !matches!(step, Step::CheckTarget | Step::ProcessReceived));
             let steps = [Step::CheckTarget, Step::StopSource, Step::AwaitTarget];
             return steps.iter().chain(rest).map(|step| (*step, step.name().to_owned())).collect();
+        }
+        if self == Self::Failback && !params.planned {
+            // Nobody there can be asked to stop first, and what did not arrive is not waited for.
+            use Step as S;
+            let steps =
+                [S::CheckSource, S::StopIfThere, S::EpochHome, S::ReleaseSource, S::Retire, S::Forward];
+            return steps.iter().map(|step| (*step, step.name().to_owned())).collect();
         }
         let Some(run) = params.plan.as_ref().filter(|_| self.of_each().is_some()) else {
             return self.steps().iter().map(|step| (*step, step.name().to_owned())).collect();
@@ -250,14 +317,46 @@ impl JobKind {
                 S::CommitPending,
             ],
             Self::Commit => &[S::CheckTarget, S::DropPoints, S::Committed],
+            Self::ChangePoint => &[
+                S::CheckTarget,
+                S::ResolvePoint,
+                S::OpenView,
+                S::StopFormer,
+                S::StartGuest,
+                S::Probe,
+                S::PointChanged,
+            ],
+            Self::CancelFailover => {
+                &[S::CheckSource, S::StopGuest, S::EpochHome, S::ReleaseSource, S::CloseViews]
+            }
+            Self::Reprotect => &[S::CheckSource, S::ReverseEpoch, S::AwaitAll],
+            Self::Failback => &[
+                S::CheckSource,
+                S::CheckTarget,
+                S::StopGuest,
+                S::Drain,
+                S::AwaitHome,
+                S::RecoveryDigest,
+                S::HomeDigest,
+                S::Equal,
+                S::EpochHome,
+                S::ReleaseSource,
+                S::Forward,
+                S::CloseViews,
+            ],
             Self::Verify => &[S::SourceDigest, S::AwaitTarget, S::ReplicaDigest, S::Compare],
             Self::Bookmark => &[S::Barrier, S::AwaitTarget, S::Listed],
             Self::Pin => &[S::Mark],
+            Self::Resync => &[S::CompareAll, S::Resync],
             // A run's are its plan's.
             Self::PlanDrill | Self::PlanCleanup | Self::PlanFailover => &[],
-            Self::Pause | Self::Resume | Self::RetryNow | Self::Acknowledge => &[],
+            Self::Pause | Self::Resume | Self::RetryNow | Self::Move | Self::Acknowledge | Self::Migrate => {
+                &[]
+            }
             Self::SetPolicy | Self::AssignPolicy | Self::DeletePolicy => &[],
             Self::ApplyPlan | Self::CheckPlan | Self::DeletePlan => &[],
+            Self::SetGroup | Self::DeleteGroup => &[],
+            Self::GroupBookmark => &[S::GroupBarrier, S::GroupListed],
         }
     }
 
@@ -273,23 +372,47 @@ impl JobKind {
         !self.steps().is_empty()
     }
 
+    /// Whether the pen has gone home: the machine runs at its source from there on, and nothing is taken back.
+    pub(crate) fn is_home(self, job: &JobRow) -> bool {
+        use continuum_model::job::StepState as S;
+        matches!(self, Self::CancelFailover | Self::Failback)
+            && job.steps.iter().any(|step| {
+                step.name == Step::EpochHome.name() && matches!(step.state, S::Succeeded | S::Warnings)
+            })
+    }
+
     /// Whether the two may not be under way on one machine at the same time.
     pub(crate) const fn conflicts(self, other: Self) -> bool {
-        use JobKind::{Bookmark, Cleanup, Commit, Failover, Pin, Protect, TestFailover, Unprotect, Verify};
+        use JobKind::{
+            Bookmark, CancelFailover, ChangePoint, Cleanup, Commit, Failback, Failover, Migrate, Pin,
+            Protect, Reprotect, Resync, TestFailover, Unprotect, Verify,
+        };
         match (self, other) {
             // Never in the way, and nothing is in their way: a failover does not wait for a verification.
             (Verify | Bookmark | Pin, Unprotect | Protect) => true,
             (Verify | Bookmark | Pin, _) => false,
-            (Failover, TestFailover | Cleanup | Verify | Bookmark | Pin) => false,
-            (TestFailover | Cleanup, Verify | Bookmark | Pin | Commit) => false,
-            (Protect | Unprotect | TestFailover | Cleanup | Failover | Commit, _) => true,
+            // Whatever ends the protection, or takes the replica as it is, ends a resync: nobody waits for it. And one
+            // that is to begin now tells one that waits for its window to begin.
+            (Resync, Unprotect | Protect | Failover) => true,
+            (Resync, _) | (Unprotect, Resync) => false,
+            (Failover, TestFailover | Cleanup | Verify | Bookmark | Pin | Resync) => false,
+            (TestFailover | Cleanup, Verify | Bookmark | Pin | Commit | Resync) => false,
+            (ChangePoint | CancelFailover | Reprotect | Failback | Migrate, Verify | Bookmark | Pin) => false,
+            (
+                Protect | Unprotect | TestFailover | Cleanup | Failover | Commit | ChangePoint
+                | CancelFailover | Reprotect | Failback | Migrate,
+                _,
+            ) => true,
             (_, _) => false,
         }
     }
 
     /// Whether what was done is undone when a later step fails.
     pub(crate) const fn undoes(self) -> bool {
-        matches!(self, Self::TestFailover | Self::Failover)
+        matches!(
+            self,
+            Self::TestFailover | Self::Failover | Self::ChangePoint | Self::CancelFailover | Self::Failback
+        )
     }
 }
 
@@ -307,13 +430,21 @@ pub(crate) fn begin(
     let mut facts = Facts::default();
     let now = world.now();
     let bring_up = |view: ViewId| {
-        let run =
-            BroughtUp { job, view, kind: None, at: now, point: None, disks: Vec::new(), probes: Vec::new() };
+        let run = BroughtUp {
+            job,
+            view,
+            kind: None,
+            at: now,
+            point: None,
+            disks: Vec::new(),
+            probes: Vec::new(),
+            former: Vec::new(),
+        };
         Box::new(run)
     };
     let writes = match kind {
         // The order made the protection; a retry takes it up again.
-        JobKind::Protect => vec![Write::MoveIfLegal(Event::Retry)],
+        JobKind::Protect => vec![Write::MoveIfLegal(Event::Retry), Write::StartAt(params.start_at)],
         JobKind::Unprotect => vec![Write::MoveIfLegal(Event::Disable)],
         JobKind::TestFailover => {
             let view = world.id(ViewId::make);
@@ -356,10 +487,27 @@ pub(crate) fn begin(
             Vec::new()
         }
         JobKind::Pause => vec![Write::Move(Event::Pause)],
-        JobKind::Resume => vec![Write::Move(Event::Resume)],
+        // Where it waits for its time, this is to start it now.
+        JobKind::Resume => vec![Write::StartAt(None), Write::Move(Event::Resume)],
+        JobKind::ChangePoint => {
+            facts.view = Some(world.id(ViewId::make));
+            Vec::new()
+        }
+        JobKind::CancelFailover | JobKind::Failback => {
+            let back = kind == JobKind::Failback;
+            let run = row.protection.as_ref().and_then(|protection| protection.failed_over.as_ref());
+            facts.view = run.map(|run| run.view);
+            facts.point_id = Some(world.id(PointId::make));
+            let kind = if params.planned { FailoverKind::Planned } else { FailoverKind::Unplanned };
+            if back { vec![Write::Move(Event::FailBack { kind })] } else { Vec::new() }
+        }
+        JobKind::Migrate => vec![Write::Move(Event::Migrate)],
         JobKind::AssignPolicy => params.policy.map(Write::Policy).into_iter().collect(),
         JobKind::Commit
+        | JobKind::Reprotect
         | JobKind::RetryNow
+        | JobKind::Resync
+        | JobKind::Move
         | JobKind::Acknowledge
         | JobKind::SetPolicy
         | JobKind::DeletePolicy => Vec::new(),
@@ -369,7 +517,10 @@ pub(crate) fn begin(
         | JobKind::PlanFailover
         | JobKind::ApplyPlan
         | JobKind::CheckPlan
-        | JobKind::DeletePlan => Vec::new(),
+        | JobKind::DeletePlan
+        | JobKind::SetGroup
+        | JobKind::DeleteGroup
+        | JobKind::GroupBookmark => Vec::new(),
     };
     Ok((writes, facts))
 }
@@ -456,6 +607,13 @@ pub(crate) fn possible(kind: JobKind, row: &MachineRow) -> Result<(), Fault> {
         },
         JobKind::Failover => moves(Event::FailOver { kind: FailoverKind::Unplanned }),
         JobKind::Commit => moves(Event::Commit),
+        JobKind::ChangePoint => moves(Event::PointChanged),
+        JobKind::CancelFailover => moves(Event::CancelFailover),
+        JobKind::Migrate => moves(Event::Migrate),
+        // One that died half-way is taken up again.
+        JobKind::Reprotect if protection.state == ProtectionState::Reprotecting => Ok(()),
+        JobKind::Reprotect => moves(Event::Reprotect),
+        JobKind::Failback => moves(Event::FailBack { kind: FailoverKind::Planned }),
         JobKind::Pause => moves(Event::Pause),
         JobKind::Resume => moves(Event::Resume),
         JobKind::Verify | JobKind::Bookmark => match protection.state {
@@ -464,6 +622,30 @@ pub(crate) fn possible(kind: JobKind, row: &MachineRow) -> Result<(), Fault> {
                 "protection.not-replicating",
                 format!("{name} is {}: changes do not reach its replica now", protection.state.name()),
                 "wait until it is protected and not paused".into(),
+            ),
+        },
+        JobKind::Resync => match protection.state {
+            ProtectionState::Protected { paused: false } | ProtectionState::Resync { paused: false, .. } => {
+                Ok(())
+            }
+            _ => refuse(
+                "protection.not-replicating",
+                format!("{name} is {}: source and replica cannot be compared now", protection.state.name()),
+                "wait until it is protected and not paused".into(),
+            ),
+        },
+        JobKind::Move => match protection.state {
+            ProtectionState::InitialReplication { .. }
+            | ProtectionState::InitialReplicationFailed { .. }
+            | ProtectionState::Protected { .. }
+            | ProtectionState::Resync { .. } => Ok(()),
+            _ => refuse(
+                "protection.not-replicating",
+                format!(
+                    "{name} is {}: nothing of it is relayed that could be moved",
+                    protection.state.name()
+                ),
+                "wait until it replicates".into(),
             ),
         },
         JobKind::AssignPolicy if protection.state == ProtectionState::Disabling => refuse(
@@ -482,7 +664,10 @@ pub(crate) fn possible(kind: JobKind, row: &MachineRow) -> Result<(), Fault> {
         | JobKind::PlanFailover
         | JobKind::ApplyPlan
         | JobKind::CheckPlan
-        | JobKind::DeletePlan => Ok(()),
+        | JobKind::DeletePlan
+        | JobKind::SetGroup
+        | JobKind::DeleteGroup
+        | JobKind::GroupBookmark => Ok(()),
     }
 }
 
@@ -509,14 +694,22 @@ pub(crate) fn leaves(kind: JobKind, job: &JobRow, reason: &str, clean: bool) -> 
         JobKind::TestFailover => vec![Write::Test(TestState::Failed), Write::Drill { passed: false }],
         JobKind::Cleanup => vec![Write::Test(TestState::Failed)],
         JobKind::Failover => vec![Write::MoveIfLegal(Event::FailOverFailed), Write::Fenced(false)],
+        JobKind::Failback => vec![Write::MoveIfLegal(Event::FailBackFailed)],
+        JobKind::Reprotect if job.cancel => vec![Write::MoveIfLegal(Event::StopReprotect)],
         JobKind::Unprotect
+        | JobKind::ChangePoint
+        | JobKind::CancelFailover
+        | JobKind::Reprotect
+        | JobKind::Migrate
         | JobKind::Commit
         | JobKind::Verify
         | JobKind::Bookmark
         | JobKind::Pin
         | JobKind::Pause
         | JobKind::Resume
+        | JobKind::Resync
         | JobKind::RetryNow
+        | JobKind::Move
         | JobKind::Acknowledge
         | JobKind::SetPolicy
         | JobKind::AssignPolicy
@@ -527,12 +720,20 @@ pub(crate) fn leaves(kind: JobKind, job: &JobRow, reason: &str, clean: bool) -> 
         | JobKind::PlanFailover
         | JobKind::ApplyPlan
         | JobKind::CheckPlan
-        | JobKind::DeletePlan => Vec::new(),
+        | JobKind::DeletePlan
+        | JobKind::SetGroup
+        | JobKind::DeleteGroup
+        | JobKind::GroupBookmark => Vec::new(),
     }
 }
 
 /// A failover that stops its source, as an order is called.
 pub(crate) const PLANNED_FAILOVER: &str = "planned-failover";
+
+/// A bookmark with the machine's hooks around it, as an order is called.
+pub(crate) const APP_BOOKMARK: &str = "app-bookmark";
+/// A failback that does not ask the recovery site, as a readiness report is asked for it.
+pub(crate) const UNPLANNED_FAILBACK: &str = "unplanned-failback";
 
 /// The orders that are possible now, as the operator API names them.
 pub(crate) fn orders(entry: &MachineEntry, estate: &Estate) -> Vec<&'static str> {
@@ -544,12 +745,17 @@ pub(crate) fn orders(entry: &MachineEntry, estate: &Estate) -> Vec<&'static str>
     }) && estate.connected(crate::estate::agent_of(entry.row.id))
         && !under_way.iter().any(|other| JobKind::Failover.conflicts(*other));
     let planned = planned.then_some(PLANNED_FAILOVER);
+    let hooked = entry.live.app_consistent
+        && possible(JobKind::Bookmark, &entry.row).is_ok()
+        && !under_way.iter().any(|other| JobKind::Bookmark.conflicts(*other));
+    let hooked = hooked.then_some(APP_BOOKMARK);
     JobKind::ALL
         .into_iter()
         // Those are about an alert, a point, a policy, and not about the machine.
         .filter(|kind| {
             !matches!(kind, JobKind::Acknowledge | JobKind::Pin | JobKind::SetPolicy | JobKind::DeletePolicy)
                 && !kind.is_about_plans()
+                && !kind.is_about_groups()
         })
         .filter(|kind| protected || *kind == JobKind::Protect)
         .filter(|kind| {
@@ -557,6 +763,7 @@ pub(crate) fn orders(entry: &MachineEntry, estate: &Estate) -> Vec<&'static str>
         })
         .map(JobKind::name)
         .chain(planned)
+        .chain(hooked)
         .collect()
 }
 

@@ -69,6 +69,8 @@ struct Kept {
     barriers: usize,
     /// The source takes no writes.
     stopped: bool,
+    /// What was brought up takes no writes.
+    drained: bool,
     fails: Option<usize>,
     acts: usize,
 }
@@ -133,7 +135,27 @@ impl Servers {
                 nothing()
             }
             Act::SourceDigest(_) | Act::ReplicaDigest(_) => digests(),
+            Act::ViewDigest(_) | Act::HomeDigest(_) => {
+                assert!(kept.drained && kept.stopped, "what is compared still changes");
+                digests()
+            }
+            Act::StopView(order) if order.release => {
+                kept.drained = false;
+                nothing()
+            }
+            Act::StopView(order) => {
+                assert!(!kept.views.values().any(|guest| *guest), "drained under its guest");
+                kept.drained = true;
+                Answer::Barrier(pb::Barrier {
+                    point_id: order.point_id,
+                    sequence: 7,
+                    time_us: 1,
+                    consistent: true,
+                    ..Default::default()
+                })
+            }
             Act::StopSource(order) if order.release => {
+                assert!(!kept.views.values().any(|guest| *guest), "two copies would run");
                 kept.stopped = false;
                 nothing()
             }
@@ -144,6 +166,7 @@ impl Servers {
                     sequence: 7,
                     time_us: 1,
                     consistent: true,
+                    ..Default::default()
                 })
             }
             Act::MakeBarrier(order) => {
@@ -153,6 +176,7 @@ impl Servers {
                     sequence: 7,
                     time_us: 1,
                     consistent: true,
+                    ..Default::default()
                 })
             }
             _ => nothing(),
@@ -251,11 +275,28 @@ async fn report(core: &Arc<Core>, servers: &Servers) {
         }
         kept.replica
     };
+    let told = crate::coordination::assignment::of(&core.estate(), agent_of(machine));
+    let receiving = match told {
+        Some(pb::vault_message::Message::Agent(told)) if told.receive => {
+            servers.kept().stopped = true;
+            Some(pb::Receiving {
+                view_id: told.view_id,
+                epoch: told.epoch,
+                connected: true,
+                whole: true,
+                sequence: 7,
+                ..Default::default()
+            })
+        }
+        _ => None,
+    };
     let replicate = row.protection.as_ref().is_some_and(|protection| protection.state.replicates());
     let agent = pb::AgentReport {
         mode: "data".into(),
         epoch: row.epoch,
         protected: replicate,
+        stopped: servers.kept().stopped,
+        receiving,
         initial_bytes_total: 1,
         initial_bytes_done: 1,
         ..Default::default()
@@ -352,8 +393,13 @@ fn order_of(kind: JobKind) -> Order {
             Order::Failover(pb::FailoverOrder { kind: "unplanned".into(), point: String::new() })
         }
         JobKind::Commit => Order::Commit(pb::Commit {}),
+        JobKind::ChangePoint => Order::ChangePoint(pb::ChangePoint::default()),
+        JobKind::CancelFailover => Order::CancelFailover(pb::CancelFailover {}),
+        JobKind::Reprotect => Order::Reprotect(pb::Reprotect {}),
+        JobKind::Failback => Order::Failback(pb::Failback { kind: "planned".into() }),
         JobKind::Verify => Order::Verify(pb::Verify::default()),
         JobKind::Bookmark => Order::Bookmark(pb::Bookmark::default()),
+        JobKind::Resync => Order::Resync(pb::Resync { now: true }),
         JobKind::ApplyPlan => {
             let text = format!("name: {NAME}\ngroups:\n  - name: all\n    machines: [{NAME}]\n");
             Order::ApplyPlan(pb::ApplyPlan { text, dry_run: false })
@@ -371,7 +417,11 @@ const fn before(kind: JobKind) -> &'static [JobKind] {
     match kind {
         JobKind::Protect => &[],
         JobKind::Cleanup => &[JobKind::Protect, JobKind::TestFailover],
-        JobKind::Commit => &[JobKind::Protect, JobKind::Failover],
+        JobKind::Commit | JobKind::ChangePoint | JobKind::CancelFailover => {
+            &[JobKind::Protect, JobKind::Failover]
+        }
+        JobKind::Reprotect => &[JobKind::Protect, JobKind::Failover, JobKind::Commit],
+        JobKind::Failback => &[JobKind::Protect, JobKind::Failover, JobKind::Commit, JobKind::Reprotect],
         JobKind::PlanDrill | JobKind::PlanFailover => &[JobKind::Protect, JobKind::ApplyPlan],
         JobKind::PlanCleanup => &[JobKind::Protect, JobKind::TestFailover, JobKind::ApplyPlan],
         _ => &[JobKind::Protect],
@@ -434,11 +484,36 @@ async fn again(scene: &Scene) -> Scene {
         done: from.done.clone(),
         barriers: from.barriers,
         stopped: from.stopped,
+        drained: from.drained,
         fails: None,
         acts: 0,
     };
     let servers = Arc::new(Servers { inner: Mutex::new(kept), repeats: scene.servers.repeats });
     Scene { dir, servers, job: scene.job }
+}
+
+/// A drill or failover that is over left one report, in a chain that holds; nothing else did.
+async fn check_reports(core: &Arc<Core>, job: &JobRow, why: &str) {
+    let rows = core.store.reports(100).await.unwrap();
+    let expected = usize::from(crate::report::is_reported(job));
+    let id = job.id.to_string();
+    assert_eq!(rows.iter().filter(|row| row.job == id).count(), expected, "{why}: reports of {id}");
+    let mut before: Option<continuum_model::report::Report> = None;
+    for row in rows.iter().rev() {
+        let row = core.store.report(&row.job).await.unwrap().unwrap();
+        let report = continuum_model::report::Report::read(&row.body).unwrap();
+        assert_eq!((report.sequence, &report.digest), (row.sequence, &row.digest), "{why}");
+        match &before {
+            Some(before) => assert_eq!(report.follows(before), Ok(()), "{why}"),
+            None => assert_eq!((report.sequence, report.previous.as_str()), (1, ""), "{why}"),
+        }
+        if report.run == id {
+            assert_eq!(report.outcome, job.state.name(), "{why}");
+            assert_eq!(report.passed, report.outcome == "succeeded", "{why}: {report:?}");
+            assert_eq!(report.machines.len(), 1, "{why}: {report:?}");
+        }
+        before = Some(report);
+    }
 }
 
 /// What must hold when the job is over, however it ended.
@@ -448,9 +523,17 @@ async fn check(kind: JobKind, core: &Arc<Core>, scene: &Scene, why: &str) -> Job
     let protection = row.protection.as_ref();
     let state = protection.map_or("unprotected", |protection| protection.state.name());
     let test = protection.map_or("none", |protection| protection.test.name());
+    check_reports(core, &job, why).await;
     let kept = scene.servers.kept();
     let guests: Vec<bool> = kept.views.values().copied().collect();
-    let stopped = job.params.planned && job.state == JobState::Succeeded;
+    let done = matches!(job.state, JobState::Succeeded | JobState::Warnings);
+    let stopped = match kind {
+        // What was reversed and is given up stays stopped: the machine is elsewhere.
+        JobKind::Reprotect => kept.stopped || done,
+        JobKind::Failback => !done,
+        _ => job.params.planned && done,
+    };
+    assert!(!kept.drained || done, "{why}: what runs at the recovery site takes no writes");
     assert_eq!(kept.stopped, stopped, "{why}: whether the source may write: {job:?}");
     if kind == JobKind::PlanDrill {
         let drilled = core.estate().plans.get(NAME).and_then(|plan| plan.last_drill);
@@ -459,7 +542,7 @@ async fn check(kind: JobKind, core: &Arc<Core>, scene: &Scene, why: &str) -> Job
     }
     // A run of a plan leaves what the jobs of its machines leave.
     let expected: (&str, &str, &[bool], bool) = match (kind.of_each().unwrap_or(kind), job.state) {
-        (JobKind::Protect | JobKind::Verify | JobKind::Bookmark, JobState::Succeeded)
+        (JobKind::Protect | JobKind::Verify | JobKind::Bookmark | JobKind::Resync, JobState::Succeeded)
         // The proof could not be stored at the target.
         | (JobKind::Verify, JobState::Warnings) => ("protected", "none", &[], true),
         (JobKind::Protect, JobState::Failed) => ("enabling-failed", "none", &[], true),
@@ -476,7 +559,22 @@ async fn check(kind: JobKind, core: &Arc<Core>, scene: &Scene, why: &str) -> Job
         (JobKind::Failover, JobState::Succeeded) => ("commit-pending", "none", &[true], true),
         (JobKind::Commit, JobState::Succeeded) => ("committed", "none", &[true], true),
         (JobKind::Commit, JobState::Failed) => ("commit-pending", "none", &[true], true),
-        (JobKind::Verify | JobKind::Bookmark, JobState::Failed | JobState::Cancelled) => {
+        (JobKind::ChangePoint, JobState::Succeeded) => ("commit-pending", "none", &[false, true], true),
+        (JobKind::ChangePoint | JobKind::CancelFailover, JobState::Failed | JobState::Cancelled) => {
+            ("commit-pending", "none", &[true], true)
+        }
+        // Whether the reports came by that say it is whole again.
+        (JobKind::CancelFailover, JobState::Succeeded) if state == "resync" => ("resync", "none", &[], true),
+        (JobKind::CancelFailover | JobKind::Failback, JobState::Succeeded) => ("protected", "none", &[], true),
+        // What could not be removed at the recovery site stays there, stopped.
+        (JobKind::CancelFailover | JobKind::Failback, JobState::Warnings) => {
+            assert!(matches!(state, "resync" | "protected") && !guests.contains(&true), "{why}: {state} {guests:?}");
+            return job.state;
+        }
+        (JobKind::Reprotect, JobState::Succeeded) => ("reversed", "none", &[true], true),
+        (JobKind::Reprotect, JobState::Failed | JobState::Cancelled) => ("committed", "none", &[true], true),
+        (JobKind::Failback, JobState::Failed | JobState::Cancelled) => ("reversed", "none", &[true], true),
+        (JobKind::Verify | JobKind::Bookmark | JobKind::Resync, JobState::Failed | JobState::Cancelled) => {
             ("protected", "none", &[], true)
         }
         (JobKind::Cleanup, JobState::Failed | JobState::Warnings) => {
@@ -497,15 +595,20 @@ async fn check(kind: JobKind, core: &Arc<Core>, scene: &Scene, why: &str) -> Job
     job.state
 }
 
-const SAGAS: [JobKind; 11] = [
+const SAGAS: [JobKind; 16] = [
     JobKind::Protect,
     JobKind::Unprotect,
     JobKind::TestFailover,
     JobKind::Cleanup,
     JobKind::Failover,
     JobKind::Commit,
+    JobKind::ChangePoint,
+    JobKind::CancelFailover,
+    JobKind::Reprotect,
+    JobKind::Failback,
     JobKind::Verify,
     JobKind::Bookmark,
+    JobKind::Resync,
     JobKind::PlanDrill,
     JobKind::PlanCleanup,
     JobKind::PlanFailover,
@@ -592,12 +695,18 @@ async fn a_process_that_dies_anywhere_finishes_every_job_in_its_next_life() {
 
 #[tokio::test]
 async fn a_job_that_fails_anywhere_and_dies_anywhere_leaves_the_old_state_or_says_what_is_left() {
-    for kind in [JobKind::TestFailover, JobKind::Failover] {
-        // Their last act but the proof: everything before it has to be taken back.
-        let fails = if kind == JobKind::Failover { 5 } else { 4 };
+    // Their last act but the proof: everything before it has to be taken back.
+    for (kind, fails) in [
+        (JobKind::TestFailover, 4),
+        (JobKind::Failover, 5),
+        (JobKind::ChangePoint, 5),
+        (JobKind::CancelFailover, 1),
+        (JobKind::Failback, 4),
+    ] {
         let (places, ends) =
             crash_everywhere(kind, |scene| scene.servers.kept().fails = Some(fails), false).await;
-        assert!(places > 30 && ends.contains("failed"), "{}: {places} places, {ends:?}", kind.name());
+        let least = if kind == JobKind::CancelFailover { 10 } else { 30 };
+        assert!(places > least && ends.contains("failed"), "{}: {places} places, {ends:?}", kind.name());
     }
 }
 
@@ -643,14 +752,22 @@ async fn every_act_of_every_job_may_fail() {
             // A proof that could not be stored is a warning, everything else a failure.
             failed += usize::from(matches!(state, JobState::Failed | JobState::Warnings));
         }
-        // Protecting asks nothing of servers but what they report.
-        assert!(failed >= 1 || kind == JobKind::Protect, "{}", kind.name());
+        // Protecting and reversing ask nothing of servers but what they report.
+        assert!(failed >= 1 || matches!(kind, JobKind::Protect | JobKind::Reprotect), "{}", kind.name());
     }
 }
 
 #[tokio::test]
 async fn a_cancel_after_a_crash_anywhere_takes_everything_back_or_comes_too_late() {
-    for kind in [JobKind::Protect, JobKind::TestFailover, JobKind::Failover] {
+    for kind in [
+        JobKind::Protect,
+        JobKind::TestFailover,
+        JobKind::Failover,
+        JobKind::ChangePoint,
+        JobKind::CancelFailover,
+        JobKind::Reprotect,
+        JobKind::Failback,
+    ] {
         let (_, ends) = crash_everywhere(kind, |_| {}, true).await;
         assert!(ends.contains("cancelled") && ends.contains("succeeded"), "{}: {ends:?}", kind.name());
     }

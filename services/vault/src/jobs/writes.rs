@@ -8,7 +8,7 @@ use crate::store::inventory::{MachineRow, Protection};
 use crate::store::{StoreError, Tx};
 use continuum_model::fault::{Fault, FaultClass};
 use continuum_model::id::MachineId;
-use continuum_model::protection::Event;
+use continuum_model::protection::{Event, ProtectionState};
 use continuum_model::untrusted::shown;
 
 /// Why a change was not made.
@@ -75,6 +75,7 @@ pub(crate) async fn make(
                 row.last_drill_passed = passed;
             }
             Write::Epoch => row.epoch += 1,
+            Write::ProcessServer(server) => protect(&mut row)?.process_server = server,
             Write::Protect(protection) => row.protection = Some(*protection),
             Write::Move(event) => protect(&mut row)?.step(event, core, true)?,
             Write::MoveIfLegal(event) => {
@@ -86,6 +87,8 @@ pub(crate) async fn make(
             Write::Fenced(fenced) => protect(&mut row)?.fenced = fenced,
             Write::Test(state) => protect(&mut row)?.test = state,
             Write::TestRun(run) => protect(&mut row)?.test_run = run.map(|run| *run),
+            Write::StartAt(at) => protect(&mut row)?.start_at = at,
+            Write::ResyncNow(now) => protect(&mut row)?.resync_now = now,
             Write::BroughtDown => protect(&mut row)?.failed_over = None,
             Write::FailedOver(run) => protect(&mut row)?.failed_over = Some(*run),
         }
@@ -93,7 +96,7 @@ pub(crate) async fn make(
     if row == before {
         return Ok(());
     }
-    for (kind, text) in told(&before, &row) {
+    for (kind, text) in told(core, &before, &row) {
         tx.add_event(core.event(kind, &row.name, row.id, text, by)).await?;
     }
     tx.save_machine(row).await?;
@@ -102,12 +105,21 @@ pub(crate) async fn make(
 
 impl Protection {
     fn step(&mut self, event: Event, core: &Core, must: bool) -> Result<(), Refused> {
+        // What a person ordered is not put off until a window.
+        let ordered = matches!(event, Event::CameHome | Event::CancelFailover);
         match self.state.clone().next(event) {
             Ok(state) => {
                 if state.name() != self.state.name() || state.is_paused() != self.state.is_paused() {
                     self.since = core.world.now();
                 }
                 self.state = state;
+                self.resync_now = match self.state {
+                    ProtectionState::Resync { .. } => self.resync_now || ordered,
+                    _ => false,
+                };
+                if matches!(self.state, ProtectionState::Protected { .. }) {
+                    self.start_at = None;
+                }
                 Ok(())
             }
             Err(_) if !must => Ok(()),
@@ -137,24 +149,40 @@ fn protect(row: &mut MachineRow) -> Result<&mut Protection, Refused> {
 }
 
 /// What changed, in words.
-fn told(before: &MachineRow, after: &MachineRow) -> Vec<(&'static str, String)> {
+fn told(core: &Core, before: &MachineRow, after: &MachineRow) -> Vec<(&'static str, String)> {
     let mut told = Vec::new();
     let words = |row: &MachineRow| {
         row.protection.as_ref().map_or_else(
             || "unprotected".to_owned(),
             |protection| {
-                let paused = if protection.state.is_paused() { ", paused" } else { "" };
+                let paused = match protection.start_at {
+                    Some(at) if protection.state.is_paused() => format!(", begins at {at}"),
+                    _ if protection.state.is_paused() => ", paused".into(),
+                    _ => String::new(),
+                };
                 format!("{}{paused}", protection.state.name())
             },
         )
     };
     let (was, is) = (words(before), words(after));
     if was != is {
-        told.push(("state", format!("{was} → {is}")));
+        let why = match after.protection.as_ref().map(|protection| &protection.state) {
+            Some(ProtectionState::Resync { reason, .. }) => format!(": {reason}"),
+            _ => String::new(),
+        };
+        told.push(("state", format!("{was} → {is}{why}")));
     }
     let test = |row: &MachineRow| row.protection.as_ref().map_or("none", |protection| protection.test.name());
     if test(before) != test(after) {
         told.push(("test", format!("test failover {}", test(after))));
+    }
+    let relay = |row: &MachineRow| row.protection.as_ref().map(|protection| protection.process_server);
+    if let (Some(was), Some(is)) = (relay(before), relay(after))
+        && was != is
+    {
+        let estate = core.estate();
+        let name = |server| shown(&estate.server_name(server));
+        told.push(("process-server", format!("relayed by {} → {}", name(was), name(is))));
     }
     if before.epoch != after.epoch {
         told.push(("epoch", format!("epoch {} issued: earlier writers are refused", after.epoch)));

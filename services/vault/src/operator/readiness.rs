@@ -6,6 +6,7 @@ use crate::estate::{Estate, MachineEntry, agent_of};
 use crate::jobs::plan::{self, JobKind, quoted};
 use crate::jobs::steps::note_of_gap;
 use crate::project;
+use crate::relays;
 use continuum_document::policy::Change;
 use continuum_model::fault::{Fault, FaultClass};
 use continuum_model::id::{MachineId, ServerId};
@@ -25,6 +26,11 @@ const QUESTION: Duration = Duration::from_secs(15);
 pub(crate) async fn preview(core: &Arc<Core>, machine: &str, point: &str) -> Result<pb::PreviewReply, Fault> {
     let (id, target) = target_of(core, machine)?;
     let point = if point.is_empty() { "latest" } else { point };
+    let shared = match crate::groups::wanted(point) {
+        Some(wanted) => Some(crate::groups::resolve(&core.estate(), id, wanted)?.id.to_string()),
+        None => None,
+    };
+    let point = shared.as_deref().unwrap_or(point);
     point
         .parse::<continuum_model::point::PointChoice>()
         .map_err(|error| usage("point.invalid", &error.to_string(), "see `continuum get points`"))?;
@@ -49,7 +55,10 @@ pub(crate) async fn timeline(
     let before = request.before_id.clone();
     let asked = ask(core, target, Act::QueryTimeline(pb::QueryTimeline { request: Some(request) })).await;
     match asked {
-        Ok(Answer::Timeline(reply)) => Ok(reply),
+        Ok(Answer::Timeline(mut reply)) => {
+            label(core, &mut reply.points);
+            Ok(reply)
+        }
         Ok(_) => Err(unanswered()),
         Err(fault) if fault.class != FaultClass::NotConnected => Err(fault),
         Err(fault) => {
@@ -60,14 +69,25 @@ pub(crate) async fn timeline(
             let points = core.store.points(id, page, most.saturating_add(1)).await?;
             let Some(newest) = points.first() else { return Err(fault) };
             let more = points.len() > most as usize;
+            let mut told: Vec<pb::Point> = points.iter().take(most as usize).map(project::point).collect();
+            label(core, &mut told);
             Ok(pb::TimelineReply {
                 oldest_us: points.last().map_or(0, |point| point.time.micros()),
                 newest_us: newest.time.micros(),
-                points: points.iter().take(most as usize).map(project::point).collect(),
+                points: told,
                 more,
                 ..Default::default()
             })
         }
+    }
+}
+
+/// Says which points a whole consistency group shares.
+fn label(core: &Core, points: &mut [pb::Point]) {
+    let estate = core.estate();
+    for point in points {
+        let shared = point.id.parse().ok().and_then(|id| estate.group_points.get(&id));
+        point.group = shared.map(|shared| shared.group.clone()).unwrap_or_default();
     }
 }
 
@@ -130,11 +150,16 @@ pub(crate) async fn report(
         return of_plan(core, plan, name, &request.point).await;
     }
     let planned = name == plan::PLANNED_FAILOVER;
-    let kind = JobKind::named(if planned { JobKind::Failover.name() } else { name })
-        .filter(|kind| !matches!(kind, JobKind::Acknowledge) && !kind.is_about_plans())
-        .ok_or_else(|| {
-            usage("order.unknown", &format!("there is no order {}", shown(name)), "see `continuum help`")
-        })?;
+    let back = matches!(name, "failback" | plan::UNPLANNED_FAILBACK);
+    let kind = JobKind::named(match name {
+        plan::PLANNED_FAILOVER => JobKind::Failover.name(),
+        plan::UNPLANNED_FAILBACK => JobKind::Failback.name(),
+        name => name,
+    })
+    .filter(|kind| !matches!(kind, JobKind::Acknowledge) && !kind.is_about_plans() && !kind.is_about_groups())
+    .ok_or_else(|| {
+        usage("order.unknown", &format!("there is no order {}", shown(name)), "see `continuum help`")
+    })?;
     let mut checks = Vec::new();
     let (row, forecast) = {
         let estate = core.estate();
@@ -147,25 +172,49 @@ pub(crate) async fn report(
             } else {
                 check("source", "failed", "its agent is not connected", away)
             });
-            let data = entry.live.agent.as_ref().is_some_and(|(report, _)| report.mode == "data");
-            checks.push(if data {
-                check("mode", "ok", "replication is continuous", "")
-            } else {
-                check(
+            use continuum_model::health::Mode;
+            let mode = entry.live.agent.as_ref().and_then(|(report, _)| Mode::named(&report.mode));
+            checks.push(match mode {
+                Some(Mode::Data) => check("mode", "ok", "replication is continuous", ""),
+                Some(Mode::Interval) => check(
+                    "mode",
+                    "ok",
+                    "replication goes from cycle to cycle; a last one follows the stop",
+                    "",
+                ),
+                Some(Mode::Bitmap | Mode::CatchingUp) | None => check(
                     "mode",
                     "failed",
                     "replication is not continuous now",
-                    "wait until the machine is in data mode",
-                )
+                    "wait until the machine is in data or interval mode",
+                ),
             });
+        } else if back || matches!(kind, JobKind::Reprotect | JobKind::CancelFailover) {
+            home_checks(kind, name, entry, &estate, core.world.now(), &mut checks);
         } else {
             server_checks(kind, entry, &estate, core.world.now(), &mut checks);
+            if matches!(kind, JobKind::TestFailover | JobKind::Failover) {
+                group_check(entry, &estate, core.world.now(), &mut checks);
+            }
+        }
+        if kind == JobKind::Move && entry.row.protection.is_some() {
+            checks.push(match relays::chosen(&estate, entry, &request.process_server) {
+                Ok(server) => {
+                    let carries = estate.carried_by(server);
+                    let said =
+                        format!("{} is connected and carries {carries}", shown(&estate.server_name(server)));
+                    check("process-server", "ok", &said, "")
+                }
+                Err(fault) => check("process-server", "failed", &fault.message, &fault.remedy),
+            });
         }
         (entry.row.clone(), project::forecast_for(&estate, entry.row.id, kind.name(), None))
     };
     let point = if request.point.is_empty() { "latest" } else { &request.point };
     let mut preview_reply = None;
-    if matches!(kind, JobKind::TestFailover | JobKind::Failover) && row.protection.is_some() {
+    if matches!(kind, JobKind::TestFailover | JobKind::Failover | JobKind::ChangePoint)
+        && row.protection.is_some()
+    {
         match preview(core, &request.machine, point).await {
             Ok(preview) => {
                 checks.push(preview_check(&preview));
@@ -182,6 +231,11 @@ pub(crate) async fn report(
                 "{} is stopped at its source, what it wrote last is sent, and it is brought up at the recovery site; nothing is lost",
                 shown(&row.name)
             )
+        } else if name == plan::UNPLANNED_FAILBACK {
+            format!(
+                "{} runs at its old source again, with what had arrived there; what did not is kept at the recovery site until it is failed over again or unprotected",
+                shown(&row.name)
+            )
         } else {
             summary(kind, &row.name, preview_reply.as_ref())
         },
@@ -194,8 +248,15 @@ pub(crate) async fn report(
         command: if planned {
             let name = quoted(&row.name);
             format!("continuum failover {name} --planned --yes --confirm {name}")
+        } else if name == plan::UNPLANNED_FAILBACK {
+            let name = quoted(&row.name);
+            format!("continuum failback {name} --unplanned --yes --confirm {name}")
         } else {
-            command(kind, &row.name, point)
+            let mut command = command(kind, &row.name, point);
+            if kind == JobKind::Move && !request.process_server.is_empty() {
+                command.push_str(&format!(" --process-server {}", quoted(&request.process_server)));
+            }
+            command
         },
         machine_version: row.version,
     })
@@ -339,14 +400,16 @@ async fn of_plan(
             checks.push(match state {
                 Some(Err(fault)) => check(&machine.name, "failed", &fault.message, &fault.remedy),
                 None => check(&machine.name, "failed", "it is gone", "mend the plan"),
-                Some(Ok(())) => match preview(core, &machine.id, point).await {
-                    Ok(preview) => {
-                        loss_seconds = loss_seconds.max(preview.loss_seconds);
-                        loss_bytes += preview.loss_bytes;
-                        pb::Check { name: machine.name.clone(), ..preview_check(&preview) }
+                Some(Ok(())) => {
+                    match preview(core, &machine.id, &point_for(core, &machine.id, point)).await {
+                        Ok(preview) => {
+                            loss_seconds = loss_seconds.max(preview.loss_seconds);
+                            loss_bytes += preview.loss_bytes;
+                            pb::Check { name: machine.name.clone(), ..preview_check(&preview) }
+                        }
+                        Err(fault) => check(&machine.name, "failed", &fault.message, &fault.remedy),
                     }
-                    Err(fault) => check(&machine.name, "failed", &fault.message, &fault.remedy),
-                },
+                }
             });
         }
     }
@@ -386,6 +449,40 @@ async fn of_plan(
     })
 }
 
+/// What a run of a plan would bring this machine up at: a shared point is one of its group's only.
+fn point_for(core: &Core, machine: &str, point: &str) -> String {
+    let Some(wanted) = crate::groups::wanted(point) else { return point.to_owned() };
+    let estate = core.estate();
+    let id = estate.machine_named(machine).map(|entry| entry.row.id);
+    let group = id.and_then(|id| estate.group_of(id)).map(|entry| entry.row.name.as_str());
+    let is_id = wanted.parse::<continuum_model::id::PointId>().is_ok();
+    if is_id || group.is_some_and(|group| wanted.is_empty() || wanted == group) {
+        point.to_owned()
+    } else {
+        "latest".into()
+    }
+}
+
+/// Whether the machine shares a point with its group, and how old it is.
+fn group_check(entry: &MachineEntry, estate: &Estate, now: Timestamp, checks: &mut Vec<pb::Check>) {
+    let Some(group) = estate.group_of(entry.row.id) else { return };
+    let name = shown(&group.row.name);
+    checks.push(match crate::groups::resolve(estate, entry.row.id, &group.row.name) {
+        Ok(point) => {
+            let age = now.since(point.time).as_secs_f64();
+            check("group", "ok", &format!("the newest point shared with all of {name} is {age:.0} s old"), "")
+        }
+        Err(_) => check(
+            "group",
+            "warning",
+            &format!(
+                "there is no point yet that all of {name} share: its machines come up at moments of their own"
+            ),
+            "cut one: continuum bookmark group/NAME",
+        ),
+    });
+}
+
 fn check(name: &str, state: &str, detail: &str, remedy: &str) -> pb::Check {
     pb::Check { name: name.into(), state: state.into(), detail: detail.into(), remedy: remedy.into() }
 }
@@ -418,7 +515,8 @@ fn server_checks(
     checks: &mut Vec<pb::Check>,
 ) {
     let agent = estate.connected(agent_of(entry.row.id));
-    let needs_agent = matches!(kind, JobKind::Protect | JobKind::Verify | JobKind::Bookmark);
+    let needs_agent =
+        matches!(kind, JobKind::Protect | JobKind::Verify | JobKind::Bookmark | JobKind::Resync);
     checks.push(match (kind, agent) {
         (JobKind::Failover, true) => check(
             "source",
@@ -487,6 +585,88 @@ fn server_checks(
     }
 }
 
+/// What the way home needs, and which side would be overwritten.
+fn home_checks(
+    kind: JobKind,
+    name: &str,
+    entry: &MachineEntry,
+    estate: &Estate,
+    now: Timestamp,
+    checks: &mut Vec<pb::Check>,
+) {
+    let machine = shown(&entry.row.name);
+    checks.push(if estate.connected(agent_of(entry.row.id)) {
+        check("source", "ok", "the agent of the old source answers", "")
+    } else {
+        check(
+            "source",
+            "failed",
+            "the agent of the old source is not connected: it would have to take the machine back",
+            "start the old host and its agent",
+        )
+    });
+    let Some(protection) = &entry.row.protection else { return };
+    let target = shown(&estate.server_name(protection.master_target));
+    let there = estate.connected(protection.master_target);
+    checks.push(match (there, name == plan::UNPLANNED_FAILBACK) {
+        (true, _) => check("master-target", "ok", &format!("{target} is connected"), ""),
+        (false, true) => check(
+            "master-target",
+            "warning",
+            &format!(
+                "{target} is not connected: what runs there, if anything, is stopped when it comes back"
+            ),
+            "make sure that nothing there is used any more",
+        ),
+        (false, false) => check(
+            "master-target",
+            "failed",
+            &format!("{target} is not connected"),
+            "start it or mend the network; where it is lost, order an unplanned failback",
+        ),
+    });
+    let (site, recovery) =
+        (shown(&estate.site_name(entry.row.site)), shown(&estate.site_name(protection.target_site)));
+    let receiving = entry.live.agent.as_ref().and_then(|(report, _)| report.receiving.as_ref());
+    match kind {
+        JobKind::Reprotect => checks.push(check(
+            "direction",
+            "warning",
+            &format!(
+                "{recovery} → {site}: the disks of {machine} at {site} will be OVERWRITTEN where they differ from what runs at {recovery}"
+            ),
+            "what they hold now is kept there in a branch: continuum branch",
+        )),
+        JobKind::Failback => {
+            let newest = receiving.filter(|receiving| receiving.whole);
+            checks.push(match newest {
+                Some(receiving) => {
+                    let age = now.since(Timestamp::from_micros(receiving.newest_us)).as_secs_f64();
+                    check("state", "ok", &format!("what is at {site} is {age:.1} s old"), "")
+                }
+                None => check(
+                    "state",
+                    "failed",
+                    &format!("nothing whole is at {site} now"),
+                    "wait until the reverse direction is continuous",
+                ),
+            });
+            checks.push(check(
+                "direction",
+                "warning",
+                &format!("{recovery} → {site}: what runs at {recovery} stops, and {machine} runs at {site}"),
+                "",
+            ));
+        }
+        _ => checks.push(check(
+            "direction",
+            "warning",
+            &format!("what {machine} wrote at {recovery} since the failover is given up; it runs at {site}"),
+            "",
+        )),
+    }
+}
+
 fn preview_check(preview: &pb::PreviewReply) -> pb::Check {
     let at = preview.point.as_ref().map(|point| Timestamp::from_micros(point.time_us));
     let words = at.map(|at| format!("the moment of {at}")).unwrap_or_default();
@@ -521,6 +701,23 @@ fn summary(kind: JobKind, name: &str, preview: Option<&pb::PreviewReply>) -> Str
         JobKind::Commit => {
             format!("{name} stays as it runs at the recovery site; all its other recovery points are deleted")
         }
+        JobKind::ChangePoint => format!(
+            "{name} is brought up at the recovery site as of {moment} instead; what runs there now is stopped, and kept until the commit{loss}"
+        ),
+        JobKind::CancelFailover => format!(
+            "{name} runs at its source again and is protected; what it wrote at the recovery site is given up"
+        ),
+        JobKind::Reprotect => format!(
+            "what runs at the recovery site is brought to the old source of {name}, whose disks will be OVERWRITTEN where they differ; what they hold now is kept there in a branch"
+        ),
+        JobKind::Failback => format!(
+            "{name} is stopped at the recovery site, both sides are compared, and it runs at its old source again; nothing is lost"
+        ),
+        JobKind::Migrate => {
+            format!(
+                "{name} stays at the recovery site for good: there is no way back, and nothing protects it"
+            )
+        }
         JobKind::Unprotect => format!(
             "{name} is no longer protected; its replica and all its recovery points are deleted, and so is what runs on them, unless the replica is kept"
         ),
@@ -538,7 +735,13 @@ fn summary(kind: JobKind, name: &str, preview: Option<&pb::PreviewReply>) -> Str
             format!("changes of {name} are remembered and not sent; its RPO grows until you resume")
         }
         JobKind::Resume => format!("the changes of {name} since the pause are sent"),
+        JobKind::Resync => format!(
+            "all of {name} is compared with its replica and what differs is sent; all recovery points stay, and no new ones come until it is done"
+        ),
         JobKind::Pin => format!("retention leaves this recovery point of {name} alone"),
+        JobKind::Move => format!(
+            "{name} replicates through another process server; what is on its way is sent again from the source, and no point is lost"
+        ),
         JobKind::RetryNow
         | JobKind::Acknowledge
         | JobKind::SetPolicy
@@ -549,7 +752,10 @@ fn summary(kind: JobKind, name: &str, preview: Option<&pb::PreviewReply>) -> Str
         | JobKind::PlanFailover
         | JobKind::ApplyPlan
         | JobKind::CheckPlan
-        | JobKind::DeletePlan => format!("{} {name}", kind.name()),
+        | JobKind::DeletePlan
+        | JobKind::SetGroup
+        | JobKind::DeleteGroup
+        | JobKind::GroupBookmark => format!("{} {name}", kind.name()),
     }
 }
 
@@ -561,9 +767,18 @@ fn command(kind: JobKind, name: &str, point: &str) -> String {
         JobKind::Failover => {
             format!("continuum failover {name} --unplanned --point {} --yes --confirm {name}", quoted(point))
         }
-        JobKind::Commit | JobKind::Unprotect => {
+        JobKind::ChangePoint => {
+            format!("continuum change-point {name} --point {} --yes --confirm {name}", quoted(point))
+        }
+        JobKind::Commit
+        | JobKind::Unprotect
+        | JobKind::CancelFailover
+        | JobKind::Reprotect
+        | JobKind::Failback
+        | JobKind::Migrate => {
             format!("continuum {} {name} --yes --confirm {name}", kind.name())
         }
+        JobKind::Resync => format!("continuum resync {name} --now"),
         _ => format!("continuum {} {name}", kind.name()),
     }
 }

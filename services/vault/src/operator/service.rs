@@ -9,6 +9,7 @@ use crate::coordination::enrolment::Registrar;
 use crate::coordination::service::reply;
 use crate::core::Core;
 use crate::project;
+use crate::report;
 use continuum_model::fault::{Fault, FaultClass};
 use continuum_proto::v1 as pb;
 use continuum_wire::grpc::status_of;
@@ -114,6 +115,15 @@ impl Api for Service {
             Ok(pb::OrderReply { job: Some(job), repeated_key })
         };
         reply(self.core.whole(work).await)
+    }
+
+    async fn reports(
+        &self,
+        request: Request<pb::ReportsRequest>,
+    ) -> Result<Response<pb::ReportsReply>, Status> {
+        self.operator(&request, Right::Read).await?;
+        let reply = report::told(&self.core, request.get_ref()).await;
+        reply.map(Response::new).map_err(|fault| self.told(fault))
     }
 
     async fn who_am_i(

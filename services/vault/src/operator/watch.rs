@@ -65,6 +65,7 @@ fn is_named(entity: &Any, name: &str) -> bool {
         Any::Machine(machine) => [&machine.id, &machine.name, ""],
         Any::Policy(policy) => [&policy.id, &policy.name, ""],
         Any::Plan(plan) => [&plan.name, "", ""],
+        Any::Group(group) => [&group.name, "", ""],
         Any::Job(job) => [&job.id, &job.machine, &job.machine_id],
         Any::Alert(alert) => [&alert.id, &alert.object, &alert.object_id],
         Any::Event(event) => [&event.object, &event.object_id, ""],

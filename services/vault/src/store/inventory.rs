@@ -96,6 +96,12 @@ pub(crate) struct Protection {
     pub(crate) failed_over: Option<BroughtUp>,
     /// The agent's doubt that was already answered by a resync: boot id and text.
     pub(crate) answered_doubt: Option<String>,
+    /// When the first copy begins, while it waits for that.
+    #[serde(default)]
+    pub(crate) start_at: Option<Timestamp>,
+    /// The resync does not wait for its window.
+    #[serde(default)]
+    pub(crate) resync_now: bool,
 }
 
 /// A replica that was brought up.
@@ -108,6 +114,9 @@ pub(crate) struct BroughtUp {
     pub(crate) point: Option<PointRow>,
     pub(crate) disks: Vec<ServedDisk>,
     pub(crate) probes: Vec<ProbeRow>,
+    /// What was brought up before another point was chosen; stopped, and kept until the choice is final.
+    #[serde(default)]
+    pub(crate) former: Vec<ViewId>,
 }
 
 /// A disk as it was brought up.

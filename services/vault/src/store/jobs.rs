@@ -64,6 +64,16 @@ pub(crate) struct Params {
     pub(crate) lock_seconds: u64,
     /// A failover that stops its source first and loses nothing.
     pub(crate) planned: bool,
+    /// When a first copy begins; `None`: at once.
+    pub(crate) start_at: Option<Timestamp>,
+    /// A resync that does not wait for its window.
+    pub(crate) now: bool,
+    /// A bookmark with the machine's hooks around it.
+    pub(crate) app_consistent: bool,
+    /// The consistency group that the job is about.
+    pub(crate) group: String,
+    /// The shared points that a run brings its machines up at; others take what `point` says, or the latest.
+    pub(crate) shared: std::collections::BTreeMap<MachineId, PointId>,
     /// The policy that the machine goes under.
     pub(crate) policy: Option<PolicyId>,
     /// What a second person agrees to, where one must.
@@ -95,6 +105,11 @@ pub(crate) struct ApprovalRow {
 pub(crate) struct FrozenPlan {
     pub(crate) name: String,
     pub(crate) rto_seconds: Option<u64>,
+    pub(crate) rpo_seconds: Option<u64>,
+    /// Of the text that was frozen.
+    pub(crate) version: u64,
+    /// SHA-256 of that text.
+    pub(crate) sha256: String,
     /// In the order in which they run.
     pub(crate) groups: Vec<FrozenGroup>,
 }

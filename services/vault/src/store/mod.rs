@@ -10,11 +10,14 @@
 //! until they were told).
 
 pub(crate) mod access;
+pub(crate) mod groups;
 pub(crate) mod inventory;
 pub(crate) mod jobs;
 pub(crate) mod news;
 pub(crate) mod plans;
+pub(crate) mod reports;
 mod schema;
+pub(crate) mod spikes;
 pub(crate) mod versions;
 
 use continuum_model::fault::{Fault, FaultClass};
@@ -245,6 +248,11 @@ impl Tx {
 /// Lower-case hexadecimal digits.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// SHA-256, in hexadecimal digits.
+pub(crate) fn sha256(bytes: &[u8]) -> String {
+    hex(&<sha2::Sha256 as sha2::Digest>::digest(bytes))
 }
 
 /// A value as JSON text. Rows hold nothing that JSON cannot say.

@@ -1,6 +1,6 @@
 //! What a commit makes known; events and alerts.
 
-use super::{Store, StoreError, Tx, inventory, jobs, parsed, plans, signed, unsigned};
+use super::{Store, StoreError, Tx, groups, inventory, jobs, parsed, plans, signed, unsigned};
 use continuum_model::id::AlertId;
 use continuum_model::time::Timestamp;
 use sqlx::Row;
@@ -13,6 +13,13 @@ pub(crate) enum News {
     Policy(inventory::PolicyRow),
     PolicyGone(inventory::PolicyRow),
     Plan(Box<plans::PlanRow>),
+    Group(groups::GroupRow),
+    GroupPoint(groups::GroupPointRow),
+    /// Those of a group before this moment.
+    GroupPointsGone {
+        group: String,
+        before: Timestamp,
+    },
     Server(inventory::ServerRow),
     Machine(Box<inventory::MachineRow>),
     Job(Box<jobs::JobRow>),

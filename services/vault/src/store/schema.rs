@@ -14,10 +14,13 @@ pub(crate) enum Dialect {
     Postgres,
 }
 
-const MIGRATIONS: [(i64, &str); 3] = [
+const MIGRATIONS: [(i64, &str); 6] = [
     (1, include_str!("../../migrations/0001_vault.sql")),
     (2, include_str!("../../migrations/0002_plan.sql")),
-    (3, include_str!("../../migrations/0003_versions.sql")),
+    (3, include_str!("../../migrations/0003_report.sql")),
+    (4, include_str!("../../migrations/0004_spike.sql")),
+    (5, include_str!("../../migrations/0005_group.sql")),
+    (6, include_str!("../../migrations/0006_versions.sql")),
 ];
 
 impl Dialect {

@@ -43,6 +43,8 @@ pub(crate) struct Inner {
     /// The source copies nothing.
     pub(crate) stuck: bool,
     pub(crate) doubt: String,
+    /// Why the source's stream is not there, and when it is tried again; 0: it is not.
+    pub(crate) broken: Option<(pb::Fault, i64)>,
 }
 
 #[derive(Default)]
@@ -88,6 +90,7 @@ impl World {
             Act::MakeBarrier(_) => "barrier",
             Act::ReconnectNow(_) => "reconnect",
             Act::SourceDigest(_) => "source-digest",
+            Act::CompareAll(_) => "compare-all",
             Act::StopSource(_) => "stop-source",
             Act::ResolvePoint(_) => "resolve",
             Act::OpenView(_) => "open",
@@ -103,6 +106,10 @@ impl World {
             Act::DropOtherPoints(_) => "drop",
             Act::ReplicaSums(_) => "sums",
             Act::SendAgain(_) => "send again",
+            Act::MakeGroupPoint(_) => "group-point",
+            Act::HomeDigest(_) => "home-digest",
+            Act::StopView(_) => "stop-view",
+            Act::ViewDigest(_) => "view-digest",
         };
         let mut world = self.lock();
         world.acts.push((command.id.clone(), name));
@@ -198,7 +205,9 @@ impl Handler for Agent {
             written_bytes_total: world.source.sequence << 10,
             initial_bytes_done: if world.stuck { 100 << 10 } else { 1 << 20 },
             initial_bytes_total: 1 << 20,
-            channel_connected: true,
+            channel_connected: world.broken.is_none(),
+            channel_fault: world.broken.as_ref().map(|(fault, _)| fault.clone()),
+            next_retry_us: world.broken.as_ref().map_or(0, |(_, next)| *next),
             newest_sequence: world.source.sequence,
             newest_time_us: now(),
             epoch: told.epoch,
@@ -222,6 +231,7 @@ impl Handler for Agent {
                 sequence,
                 time_us: now(),
                 consistent: true,
+                ..Default::default()
             }),
             Some(Act::SourceDigest(_)) => command_result::Result::Digests(pb::Digests {
                 disks: vec![pb::DiskDigest { index: 0, digest: "aa".into(), bytes_read: 1 << 20 }],

@@ -9,6 +9,7 @@ mod hostile;
 mod life;
 mod policies;
 mod postgres;
+mod relays;
 mod watching;
 
 use continuum_model::fault::Fault;
@@ -248,6 +249,11 @@ impl Lab {
     }
 
     pub(crate) async fn protect(&self) -> pb::Job {
-        self.done(Order::Protect(pb::Protect { policy: "gold".into(), target_site: "west".into() })).await
+        self.done(Order::Protect(pb::Protect {
+            policy: "gold".into(),
+            target_site: "west".into(),
+            start_at_us: None,
+        }))
+        .await
     }
 }

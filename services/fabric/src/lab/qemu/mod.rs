@@ -155,6 +155,7 @@ mod tests {
             heartbeat: "/run/m0.hb".into(),
             rate: 10,
             format: false,
+            hook: None,
         };
         let command = Hypervisor::default().command(Path::new("/guest"), &config).unwrap();
         let words: Vec<_> = command.get_args().map(|word| word.to_string_lossy().into_owned()).collect();

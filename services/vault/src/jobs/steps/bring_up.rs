@@ -54,7 +54,8 @@ impl Ctx<'_> {
         let agent = agent_of(row.id);
         self.reach(agent, "the agent of", QUICK).await?;
         let act = Act::StopSource(pb::StopSource { point_id: self.point_text()?, release: false });
-        let Answer::Barrier(barrier) = self.ask(agent, "", act, QUICK).await? else {
+        // A machine that is shut down takes its time.
+        let Answer::Barrier(barrier) = self.ask(agent, "", act, SLOW).await? else {
             return Err(odd("the agent did not say where the source stopped"));
         };
         self.facts.position = Some(barrier.sequence);
@@ -68,7 +69,7 @@ impl Ctx<'_> {
         let agent = agent_of(row.id);
         self.reach(agent, "the agent of", QUICK).await?;
         let act = Act::StopSource(pb::StopSource { point_id: String::new(), release: true });
-        self.ask(agent, "/release", act, QUICK).await.map(drop)
+        self.ask(agent, "/release", act, SLOW).await.map(drop)
     }
 
     pub(super) async fn fence(&self) -> Result<Done, Fault> {
@@ -109,7 +110,7 @@ impl Ctx<'_> {
             machine_id: row.id.to_string(),
             view_id: self.view()?,
             position: self.facts.position.ok_or_else(|| odd("no point was resolved"))?,
-            keep: self.kind() == Some(JobKind::Failover),
+            keep: matches!(self.kind(), Some(JobKind::Failover | JobKind::ChangePoint)),
         });
         let Answer::Opened(opened) = self.ask(protection.master_target, "", act, QUICK).await? else {
             return Err(odd("the target did not say where the disks are"));
@@ -179,6 +180,7 @@ impl Ctx<'_> {
             point: self.facts.point.clone(),
             disks: self.facts.disks.clone(),
             probes: self.facts.probes.clone(),
+            former: Vec::new(),
         }))
     }
 
@@ -234,6 +236,11 @@ impl Ctx<'_> {
         let point = protection.failed_over.as_ref().and_then(|run| run.point.as_ref());
         let position =
             point.map(|point| point.position).ok_or_else(|| odd("the machine was not failed over"))?;
+        if let Some(run) = &protection.failed_over {
+            for view in &run.former {
+                self.close(*view, "/former").await?;
+            }
+        }
         let act = Act::DropOtherPoints(pb::DropOtherPoints { machine_id: row.id.to_string(), position });
         let answer = self.ask(protection.master_target, "", act, SLOW).await?;
         Ok(Done::said(said(&answer, "the other recovery points were dropped")))

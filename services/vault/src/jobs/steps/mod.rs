@@ -5,12 +5,14 @@
 //! Every step may run again from its beginning.
 //!
 //! Lives here: the context of a step and the table of steps. Lives beside it: what they do (`protection`,
-//! `bring_up`, `points`, and `plan_run` for runs of plans).
+//! `bring_up`, `home`, `points`, `resync`, and `plan_run` for runs of plans).
 
 mod bring_up;
+mod home;
 mod plan_run;
 mod points;
 mod protection;
+mod resync;
 
 pub(crate) use bring_up::note_of_gap;
 
@@ -36,6 +38,8 @@ use std::time::Duration;
 /// Deadlines of single acts.
 const QUICK: Duration = Duration::from_secs(60);
 const SLOW: Duration = Duration::from_secs(600);
+/// An agent's scripts have their own limits below this one.
+const HOOKS: Duration = Duration::from_secs(1800);
 const DIGEST: Duration = Duration::from_secs(4 * 3600);
 /// A guest that does not answer by then has failed its probes.
 const PROBE_SECONDS: u32 = 120;
@@ -128,9 +132,35 @@ pub(crate) async fn act(ctx: &mut Ctx<'_>) -> Result<Done, Fault> {
         Step::Barrier => ctx.barrier().await,
         Step::Listed => ctx.listed(),
         Step::Mark => ctx.mark().await,
+        Step::CompareAll => ctx.compare_all().await,
+        Step::Resync => ctx.resync().await,
         Step::Group => ctx.group().await,
         Step::Manual => ctx.manual().await,
         Step::Report => ctx.report(),
+        Step::GroupBarrier => ctx.group_barrier().await,
+        Step::GroupListed => ctx.group_listed().await,
+        Step::StopFormer => ctx.stop_former().await,
+        Step::PointChanged => ctx.point_changed(),
+        Step::CheckSource => ctx.check_source().await,
+        Step::EpochHome => Ok(ctx.epoch_home()),
+        Step::ReleaseSource => Ok(ctx.let_write().await),
+        Step::CloseViews => ctx.close_views().await,
+        Step::ReverseEpoch => {
+            Ok(Done::said("a new epoch: the old source takes in what runs at the recovery site").with(vec![
+                Write::MoveIfLegal(Event::Reprotect),
+                Write::Epoch,
+                Write::Fenced(true),
+            ]))
+        }
+        Step::AwaitAll => ctx.await_all().await,
+        Step::Drain => ctx.drain().await,
+        Step::AwaitHome => ctx.await_home().await,
+        Step::RecoveryDigest => ctx.recovery_digest().await,
+        Step::HomeDigest => ctx.home_digest().await,
+        Step::Equal => ctx.equal(),
+        Step::Forward => ctx.forward().await,
+        Step::StopIfThere => ctx.stop_if_there().await,
+        Step::Retire => ctx.retire().await,
     }
 }
 
@@ -142,6 +172,9 @@ pub(crate) const fn has_undo(kind: JobKind, step: Step) -> bool {
         JobKind::TestFailover | JobKind::Failover => {
             matches!(step, Step::OpenView | Step::StartGuest | Step::StopSource)
         }
+        JobKind::ChangePoint => matches!(step, Step::OpenView | Step::StopFormer | Step::StartGuest),
+        JobKind::CancelFailover => matches!(step, Step::StopGuest),
+        JobKind::Failback => matches!(step, Step::StopGuest | Step::StopIfThere | Step::Drain),
         _ => false,
     }
 }
@@ -152,6 +185,9 @@ pub(crate) async fn undo(ctx: &mut Ctx<'_>, kind: JobKind) -> Result<(), Fault> 
         Step::OpenView => ctx.close_view().await.map(drop),
         Step::StartGuest => ctx.stop_guest().await.map(drop),
         Step::StopSource => ctx.release_source().await,
+        Step::StopGuest | Step::StopIfThere => ctx.start_again(ctx.facts.view).await,
+        Step::StopFormer => ctx.start_former().await,
+        Step::Drain => ctx.undrain().await,
         Step::NewEpoch if kind == JobKind::Protect => ctx.remove_replica().await.map(drop),
         _ => Ok(()),
     }

@@ -105,7 +105,12 @@ impl Ctx<'_> {
             let protection = entry.row.protection.as_ref();
             (entry.row.name.clone(), protection.map_or(TestState::None, |protection| protection.test))
         };
-        let point = self.job.params.point.clone();
+        // Frozen as the run began, so that all members of a group come up at one point.
+        let point = match self.job.params.shared.get(&machine) {
+            Some(shared) => shared.to_string(),
+            None if crate::groups::wanted(&self.job.params.point).is_some() => "latest".to_owned(),
+            None => self.job.params.point.clone(),
+        };
         let order = match kind {
             JobKind::PlanDrill => {
                 Order::TestFailover(pb::TestFailoverOrder { point, keep_on_failure: false })

@@ -142,10 +142,13 @@ impl Ctx<'_> {
         let (row, _) = self.protection()?;
         let act = Act::MakeBarrier(pb::MakeBarrier {
             point_id: self.point_text()?,
-            kind: PointKind::Bookmark.name().to_owned(),
+            kind: if self.job.params.app_consistent { PointKind::App } else { PointKind::Bookmark }
+                .name()
+                .to_owned(),
             name: self.job.params.name.clone(),
         });
-        let Answer::Barrier(barrier) = self.ask(agent_of(row.id), "", act, QUICK).await? else {
+        let patience = if self.job.params.app_consistent { HOOKS } else { SLOW };
+        let Answer::Barrier(barrier) = self.ask(agent_of(row.id), "", act, patience).await? else {
             return Err(odd("the agent cut no barrier"));
         };
         if !barrier.consistent {
@@ -159,10 +162,72 @@ impl Ctx<'_> {
             .remedy("wait until the machine is in data mode, then retry the job"));
         }
         self.facts.position = Some(barrier.sequence);
-        let name = self.job.params.name.clone();
+        // As it was cut: not always as it was ordered.
+        let kind = PointKind::named(&barrier.kind).unwrap_or(PointKind::Bookmark);
+        let name = if barrier.name.is_empty() {
+            self.job.params.name.clone()
+        } else {
+            crate::coordination::reports::limited(&barrier.name, 253)
+        };
+        self.facts.point = Some(self.new_point(barrier.sequence, barrier.time_us, kind, &name));
+        let words = format!("cut at {}", Timestamp::from_micros(barrier.time_us));
+        if barrier.reason.is_empty() {
+            return Ok(Done::said(words));
+        }
+        let why = shown(&barrier.reason);
+        self.facts.note = format!("crash-consistent, not application-consistent: {why}");
+        Ok(Done::warning(format!("{words}; crash-consistent, not application-consistent: {why}")))
+    }
+
+    /// All members of a group cut one point together. Each attempt has a point of its own: what one that came to
+    /// nothing left is an ordinary point of each machine, and no second one may be called like it.
+    pub(super) async fn group_barrier(&mut self) -> Result<Done, Fault> {
+        let group = self.job.params.group.clone();
+        let leader = {
+            let estate = self.core.estate();
+            let entry = estate.groups.get(&group).ok_or_else(|| crate::groups::no_group(&group))?;
+            estate.leader_of(&entry.row).map(|(id, _)| id)
+        };
+        let leader = leader.ok_or_else(|| {
+            Fault::new(
+                FaultClass::NotReady,
+                "group.no-leader",
+                "no member of the group can be reached by the others",
+            )
+            .affects("this point")
+            .spares("earlier points, and the replication of each machine")
+            .remedy("see `continuum describe group`, then retry the job")
+        })?;
+        let act = Act::MakeGroupPoint(pb::MakeGroupPoint {
+            group,
+            point_id: self.core.world.id(continuum_model::id::PointId::make).to_string(),
+            name: self.job.params.name.clone(),
+        });
+        let Answer::Barrier(barrier) = self.ask(agent_of(leader), "", act, QUICK).await? else {
+            return Err(odd("the agent that leads the group cut no barrier"));
+        };
+        self.facts.point_id = Some(barrier.point_id.parse().map_err(|_| odd("the point's id is none"))?);
+        let (at, name) = (Timestamp::from_micros(barrier.time_us), self.job.params.name.clone());
         self.facts.point =
             Some(self.new_point(barrier.sequence, barrier.time_us, PointKind::Bookmark, &name));
-        Ok(Done::said(format!("cut at {}", Timestamp::from_micros(barrier.time_us))))
+        Ok(Done::said(format!("every member cut it while all held, at {at}")))
+    }
+
+    pub(super) async fn group_listed(&self) -> Result<Done, Fault> {
+        let id = self.facts.point_id.ok_or_else(|| odd("no point was cut"))?;
+        self.tell(None, "waiting for every member's word, and for the targets to have it", false);
+        let listed = self.core.until(|estate| estate.group_points.get(&id).map(|point| point.machines.len()));
+        match tokio::time::timeout(SLOW, listed).await {
+            Ok(machines) => Ok(Done::said(format!("shared by {machines} machines"))),
+            Err(_) => Err(Fault::new(
+                FaultClass::Failed,
+                "group.not-listed",
+                format!("not every member's replica had the point within {} s", SLOW.as_secs()),
+            )
+            .affects("this point: it is one of each machine, and not counted as shared")
+            .spares("earlier points; replication goes on")
+            .remedy("see the members' RPO and backlog, then retry the job")),
+        }
     }
 
     pub(super) fn listed(&self) -> Result<Done, Fault> {

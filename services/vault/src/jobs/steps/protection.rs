@@ -47,11 +47,14 @@ impl Ctx<'_> {
             }
         }
         let related = if matches!(protection.state, ProtectionState::Enabling) {
-            vec![Write::Move(Event::Related)]
+            match protection.start_at.filter(|at| *at > self.core.world.now()) {
+                Some(_) => vec![Write::Move(Event::Related), Write::Move(Event::Pause)],
+                None => vec![Write::Move(Event::Related), Write::StartAt(None)],
+            }
         } else {
             Vec::new()
         };
-        Ok(Done::said("the replica is open, the source ships").with(related))
+        Ok(Done::said("the replica is open").with(related))
     }
 
     pub(super) async fn initial_replication(&self) -> Result<Done, Fault> {
@@ -66,7 +69,8 @@ impl Ctx<'_> {
                 _ = pace.tick() => {
                     let progress = {
                         let estate = self.core.estate();
-                        estate.machines.get(&id).map(|entry| initial_progress(entry, &estate))
+                        let now = self.core.world.now();
+                        estate.machines.get(&id).map(|entry| initial_progress(entry, &estate, now))
                     };
                     if let Some(progress) = progress {
                         self.core.progress(self.job.id, progress);
@@ -81,15 +85,6 @@ impl Ctx<'_> {
         let agent = agent_of(row.id);
         if !self.core.estate().connected(agent) {
             return Ok(Done::warning("the agent is not connected: it is told when it comes back"));
-        }
-        let stopped = {
-            let estate = self.core.estate();
-            let report = estate.machines.get(&row.id).and_then(|entry| entry.live.agent.as_ref());
-            report.is_some_and(|(report, _)| report.stopped)
-        };
-        // Who ends the protection of a machine that was moved takes it back where it is.
-        if stopped {
-            self.release_source().await?;
         }
         let stopped = self.core.until(|estate| {
             let entry = estate.machines.get(&row.id)?;
@@ -107,19 +102,31 @@ impl Ctx<'_> {
 
     /// A machine that runs at the recovery site on this replica goes with it, unless the replica is kept.
     pub(super) async fn bring_down(&self) -> Result<Done, Fault> {
-        let (_, protection) = self.protection()?;
-        let Some(run) = protection.failed_over.filter(|_| !self.job.params.keep_replica) else {
-            return Ok(Done::said("nothing was brought up"));
+        let (row, protection) = self.protection()?;
+        let run = protection.failed_over.filter(|_| !self.job.params.keep_replica);
+        let brought_up = run.is_some();
+        if let Some(run) = run {
+            let view_id = run.view.to_string();
+            let stop = Act::StopGuest(pb::StopGuest { view_id: view_id.clone() });
+            self.ask(protection.master_target, "/guest", stop, QUICK).await?;
+            let close = Act::CloseView(pb::CloseView { view_id });
+            self.ask(protection.master_target, "/view", close, QUICK).await?;
+            for former in run.former {
+                self.close(former, "/former").await?;
+            }
+        }
+        // Who ends the protection of a machine that was moved takes it back where it is: after it stopped there.
+        let stopped = {
+            let estate = self.core.estate();
+            let report = estate.machines.get(&row.id).and_then(|entry| entry.live.agent.as_ref());
+            report.is_some_and(|(report, _)| report.stopped) && estate.connected(agent_of(row.id))
         };
-        let view_id = run.view.to_string();
-        self.ask(
-            protection.master_target,
-            "/guest",
-            Act::StopGuest(pb::StopGuest { view_id: view_id.clone() }),
-            QUICK,
-        )
-        .await?;
-        self.ask(protection.master_target, "/view", Act::CloseView(pb::CloseView { view_id }), QUICK).await?;
+        if stopped {
+            self.release_source().await?;
+        }
+        if !brought_up {
+            return Ok(Done::said("nothing was brought up"));
+        }
         Ok(Done::said("the machine at the recovery site was stopped").with(vec![Write::BroughtDown]))
     }
 
@@ -136,9 +143,40 @@ impl Ctx<'_> {
         Ok(Done::said(detail))
     }
 
-    pub(super) fn forget(&self) -> Result<Done, Fault> {
+    /// What is left, and where, stands in the job.
+    pub(super) fn forget(&mut self) -> Result<Done, Fault> {
+        let (row, protection) = self.protection()?;
         let points = !self.job.params.keep_replica;
-        Ok(Done::said("the machine is no longer protected").with(vec![Write::Forget { points }]))
+        let mut left = Vec::new();
+        {
+            let estate = self.core.estate();
+            let report = estate.machines.get(&row.id).and_then(|entry| entry.live.agent.as_ref());
+            if let Some((report, _)) = report {
+                if report.branches > 0 {
+                    left.push(format!(
+                        "on the machine's host {} branch(es) of {}, of what its disks held before it came home (continuum branch list)",
+                        report.branches,
+                        continuum_model::units::Bytes(report.branch_bytes)
+                    ));
+                }
+                if report.stopped && !estate.connected(agent_of(row.id)) {
+                    left.push("its disks take no writes until its agent is back and it is protected again, or `halted` is removed from the agent's folder".into());
+                }
+            }
+            if self.job.params.keep_replica {
+                let target = shown(&estate.server_name(protection.master_target));
+                left.push(format!("its replica, at {target}"));
+                if protection.failed_over.is_some() {
+                    left.push(format!("the machine as it runs there, at {target}"));
+                }
+            }
+        }
+        let left =
+            if left.is_empty() { "nothing is left".to_owned() } else { format!("left: {}", left.join("; ")) };
+        self.facts.note =
+            if self.facts.note.is_empty() { left.clone() } else { format!("{}; {left}", self.facts.note) };
+        Ok(Done::said(format!("the machine is no longer protected; {left}"))
+            .with(vec![Write::Forget { points }]))
     }
 }
 
@@ -149,19 +187,23 @@ fn initial_done(entry: &MachineEntry) -> Option<Result<u64, Fault>> {
     // A moment of this protection, not of a replica that was kept from an earlier one.
     let whole = replica.epoch >= entry.row.epoch
         && agent.epoch >= entry.row.epoch
-        && agent.mode == continuum_model::health::Mode::Data.name()
+        && continuum_model::health::Mode::named(&agent.mode)
+            .is_some_and(continuum_model::health::Mode::is_whole)
         && replica.newest_point_us.is_some_and(|newest| newest >= protection.since.micros());
     whole.then_some(Ok(agent.initial_bytes_total))
 }
 
-fn initial_progress(entry: &MachineEntry, estate: &Estate) -> Progress {
+fn initial_progress(entry: &MachineEntry, estate: &Estate, now: Timestamp) -> Progress {
     let paused = entry.row.protection.as_ref().is_some_and(|protection| protection.state.is_paused());
     let away = !estate.connected(agent_of(entry.row.id));
     let agent = entry.live.agent.as_ref().map(|(report, _)| report);
     let fraction = agent
         .filter(|report| report.initial_bytes_total > 0)
         .map(|report| report.initial_bytes_done as f64 / report.initial_bytes_total as f64);
-    let (detail, waiting) = if paused {
+    let start_at = entry.row.protection.as_ref().and_then(|protection| protection.start_at);
+    let (detail, waiting) = if let Some(at) = start_at.filter(|_| paused) {
+        (format!("begins at {at}; resume begins it now"), true)
+    } else if paused {
         ("paused by an operator".to_owned(), true)
     } else if away {
         ("the agent is not connected; it goes on where it was".to_owned(), true)
@@ -169,14 +211,22 @@ fn initial_progress(entry: &MachineEntry, estate: &Estate) -> Progress {
         (shown(&fault.message), true)
     } else {
         let bytes = |pick: fn(&pb::AgentReport) -> u64| continuum_model::units::Bytes(agent.map_or(0, pick));
-        (
-            format!(
-                "{} of {}",
-                bytes(|report| report.initial_bytes_done),
-                bytes(|report| report.initial_bytes_total)
-            ),
-            false,
-        )
+        let mut words = format!(
+            "{} of {}",
+            bytes(|report| report.initial_bytes_done),
+            bytes(|report| report.initial_bytes_total)
+        );
+        if let Some(rate) = entry.live.truth.copied.bytes_per_sec() {
+            words.push_str(&format!(", {}/s", continuum_model::units::Bytes(rate)));
+        }
+        match crate::truth::estimate(entry, estate) {
+            (Some(seconds), _) => {
+                words.push_str(&format!(", done about {}", now.plus(Duration::from_secs(seconds as u64))));
+            }
+            (None, note) if !note.is_empty() => words.push_str(&format!(", {note}")),
+            _ => {}
+        }
+        (words, false)
     };
     Progress { fraction, detail, waiting }
 }

@@ -152,9 +152,8 @@ pub(super) async fn answer(core: &Arc<Core>, by: &Operator, given: &pb::Approve)
     let orderer = role.and_then(|row| {
         Some(Operator { role: crate::access::OperatorRole::named(&row.role)?, name: row.name })
     });
-    let Some(orderer) =
-        orderer.filter(|orderer| order.order.as_ref().is_some_and(|o| orderer.role.may(right_of(o))))
-    else {
+    let right = order.order.as_ref().map(|asked| right_of(asked, &order.machine));
+    let Some(orderer) = orderer.filter(|orderer| right.is_some_and(|right| orderer.role.may(right))) else {
         return Err(
             refuse(core, by, &row, "approval.orderer", "whoever ordered it may not do so any more").await
         );

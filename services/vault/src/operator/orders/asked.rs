@@ -2,6 +2,8 @@
 
 use super::*;
 
+/// How far ahead a first copy may be put off.
+const START_MAX: std::time::Duration = std::time::Duration::from_secs(7 * 24 * 3600);
 /// The longest lock.
 const LOCK_SECONDS_MAX: u64 = 3660 * 24 * 3600;
 
@@ -13,24 +15,35 @@ pub(super) struct Asked {
 }
 
 /// The kind of job that an order makes.
-pub(super) fn kind_of(order: &Order) -> JobKind {
+pub(super) fn kind_of(order: &Order, machine: &str) -> JobKind {
+    let is_group = crate::groups::named(machine).is_some();
     match order {
         Order::Protect(_) => JobKind::Protect,
         Order::Unprotect(_) => JobKind::Unprotect,
+        Order::Resync(_) => JobKind::Resync,
         Order::Pause(_) => JobKind::Pause,
         Order::Resume(_) => JobKind::Resume,
+        Order::Bookmark(_) if is_group => JobKind::GroupBookmark,
         Order::Bookmark(_) => JobKind::Bookmark,
         Order::TestFailover(_) => JobKind::TestFailover,
         Order::Cleanup(_) => JobKind::Cleanup,
         Order::Failover(_) => JobKind::Failover,
         Order::Commit(_) => JobKind::Commit,
+        Order::ChangePoint(_) => JobKind::ChangePoint,
+        Order::CancelFailover(_) => JobKind::CancelFailover,
+        Order::Reprotect(_) => JobKind::Reprotect,
+        Order::Failback(_) => JobKind::Failback,
+        Order::CompleteMigration(_) => JobKind::Migrate,
         Order::Verify(_) => JobKind::Verify,
         Order::PinPoint(_) => JobKind::Pin,
+        Order::MoveMachine(_) => JobKind::Move,
         Order::AcknowledgeAlert(_) => JobKind::Acknowledge,
         Order::SetPolicy(_) => JobKind::SetPolicy,
         Order::ApplyPlan(order) if order.dry_run => JobKind::CheckPlan,
         Order::ApplyPlan(_) => JobKind::ApplyPlan,
         Order::DeletePlan(_) => JobKind::DeletePlan,
+        Order::SetGroup(_) => JobKind::SetGroup,
+        Order::DeleteGroup(_) => JobKind::DeleteGroup,
         Order::AssignPolicy(_) => JobKind::AssignPolicy,
         Order::DeletePolicy(_) => JobKind::DeletePolicy,
         Order::RunPlan(order) => match order.kind.as_str() {
@@ -47,11 +60,15 @@ pub(super) fn kind_of(order: &Order) -> JobKind {
     }
 }
 
-pub(super) fn asked(order: &Order) -> Result<Asked, Fault> {
-    let kind = kind_of(order);
+pub(super) fn asked(order: &Order, machine: &str, now: Timestamp) -> Result<Asked, Fault> {
+    let kind = kind_of(order, machine);
     let mut params = Params::default();
     let at = |point: &str| -> Result<String, Fault> {
         let point = if point.is_empty() { "latest" } else { point };
+        // Which point that is, is settled with the order.
+        if crate::groups::wanted(point).is_some() {
+            return Ok(limited(point, NAME_BYTES_MAX));
+        }
         let choice: PointChoice =
             point.parse().map_err(|error: continuum_model::point::InvalidPointChoice| {
                 usage("point.invalid", &error.to_string(), "see `continuum get points`")
@@ -59,7 +76,25 @@ pub(super) fn asked(order: &Order) -> Result<Asked, Fault> {
         Ok(choice.to_string())
     };
     let detail = match order {
-        Order::Protect(order) => format!("policy {}, to {}", shown(&order.policy), shown(&order.target_site)),
+        Order::Protect(order) => {
+            params.start_at = match order.start_at_us.map(Timestamp::from_micros) {
+                Some(at) if at.since(now) > START_MAX => {
+                    return Err(usage(
+                        "protect.start-at",
+                        &format!("{at} is more than seven days ahead"),
+                        "name a moment within the next seven days, or leave it out to begin at once",
+                    ));
+                }
+                at => at.filter(|at| *at > now),
+            };
+            let start = params.start_at.map_or(String::new(), |at| format!(", first copy from {at} on"));
+            format!("policy {}, to {}{start}", shown(&order.policy), shown(&order.target_site))
+        }
+        Order::Resync(order) => {
+            params.now = order.now;
+            let when = if order.now { "now" } else { "in its window" };
+            format!("compare all of source and replica {when}, and send what differs")
+        }
         Order::Unprotect(order) => {
             params.keep_replica = order.keep_replica;
             if order.keep_replica {
@@ -69,11 +104,17 @@ pub(super) fn asked(order: &Order) -> Result<Asked, Fault> {
             }
         }
         Order::Bookmark(order) => {
-            if order.app_consistent {
-                return Err(Fault::new(FaultClass::NotReady, "not-available", "an application-consistent point is not possible: this version's agents cut crash-consistent ones")
-                    .affects("this order")
-                    .spares("nothing was changed")
-                    .remedy("order the bookmark without it"));
+            params.app_consistent = order.app_consistent;
+            params.group = crate::groups::named(machine).unwrap_or_default().to_owned();
+            if order.app_consistent && kind == JobKind::GroupBookmark {
+                return Err(Fault::new(
+                    FaultClass::NotReady,
+                    "not-available",
+                    "a point that a whole group shares is crash-consistent",
+                )
+                .affects("this order")
+                .spares("nothing was changed")
+                .remedy("order it without --app-consistent, or order one for each machine"));
             }
             if order.name.len() > NAME_BYTES_MAX {
                 return Err(usage(
@@ -84,7 +125,8 @@ pub(super) fn asked(order: &Order) -> Result<Asked, Fault> {
             }
             // A bookmark without a name could not be told from a point without one.
             params.name = if order.name.is_empty() { "bookmark".into() } else { order.name.clone() };
-            format!("bookmark {}", shown(&params.name))
+            let kind = if order.app_consistent { "application-consistent bookmark" } else { "bookmark" };
+            format!("{kind} {}", shown(&params.name))
         }
         Order::TestFailover(order) => {
             params.point = at(&order.point)?;
@@ -157,9 +199,36 @@ pub(super) fn asked(order: &Order) -> Result<Asked, Fault> {
             }
         }
         Order::Commit(_) => "make the failover final".to_owned(),
+        Order::ChangePoint(order) => {
+            params.point = at(&order.point)?;
+            format!("bring up {} instead", params.point)
+        }
+        Order::CancelFailover(_) => "take the failover back".to_owned(),
+        Order::Reprotect(_) => "bring what runs at the recovery site to the old source".to_owned(),
+        Order::Failback(order) => match order.kind.as_str() {
+            "planned" | "" => {
+                params.planned = true;
+                "planned failback: nothing is lost".to_owned()
+            }
+            "unplanned" => "unplanned failback: the newest state at the old source".to_owned(),
+            other => {
+                return Err(usage(
+                    "failback.kind",
+                    &format!("there is no {} failback", shown(&limited(other, 100))),
+                    "write planned or unplanned",
+                ));
+            }
+        },
+        Order::CompleteMigration(_) => "it stays at the recovery site for good".to_owned(),
         Order::Pause(_) => "pause replication".to_owned(),
         Order::Resume(_) => "resume replication".to_owned(),
         Order::RetryNow(_) => "try connections again now".to_owned(),
+        Order::MoveMachine(order) if order.process_server.is_empty() => {
+            "move to another process server of its site".to_owned()
+        }
+        Order::MoveMachine(order) => {
+            format!("move to process server {}", shown(&limited(&order.process_server, NAME_BYTES_MAX)))
+        }
         Order::AcknowledgeAlert(order) => format!("acknowledge alert {}", shown(&order.alert)),
         Order::SetPolicy(order) => {
             format!(
@@ -176,6 +245,14 @@ pub(super) fn asked(order: &Order) -> Result<Asked, Fault> {
         Order::DeletePlan(order) => {
             params.name = order.plan.clone();
             format!("delete plan {}", shown(&limited(&order.plan, NAME_BYTES_MAX)))
+        }
+        Order::SetGroup(order) => {
+            let machines: Vec<String> =
+                order.machines.iter().take(32).map(|name| shown(&limited(name, NAME_BYTES_MAX))).collect();
+            format!("set group {}: {}", shown(&limited(&order.name, NAME_BYTES_MAX)), machines.join(", "))
+        }
+        Order::DeleteGroup(order) => {
+            format!("delete group {}", shown(&limited(&order.group, NAME_BYTES_MAX)))
         }
         Order::RunPlan(order) => {
             if !matches!(order.kind.as_str(), "test-failover" | "cleanup" | "failover") {

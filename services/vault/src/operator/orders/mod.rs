@@ -25,6 +25,7 @@ use crate::core::Core;
 use crate::estate::agent_of;
 use crate::jobs::plan::{self, JobKind, Write, quoted};
 use crate::jobs::{engine, writes};
+use crate::relays;
 use crate::store::inventory::{MachineRow, PolicyRow, Protection};
 use crate::store::jobs::{Facts, JobRow, Params, StepRow};
 use crate::store::{StoreError, Tx, hex};
@@ -33,6 +34,7 @@ use continuum_model::id::{JobId, PolicyId};
 use continuum_model::job::{JobState, StepState};
 use continuum_model::point::PointChoice;
 use continuum_model::protection::{ProtectionState, TestState};
+use continuum_model::time::Timestamp;
 use continuum_model::untrusted::shown;
 use continuum_proto::v1 as pb;
 use digest::digest_of;
@@ -71,7 +73,7 @@ pub(crate) async fn record(
     let Some(order) = &request.order else {
         return Err(usage("order.empty", "the request holds no order", "choose one, such as test-failover"));
     };
-    let right = right_of(order);
+    let right = right_of(order, &request.machine);
     if !by.role.may(right) {
         return Err(refused(core, by, &request, right).await?);
     }
@@ -85,7 +87,7 @@ pub(crate) async fn record(
 }
 
 /// What an order needs to be allowed.
-fn right_of(order: &Order) -> Right {
+fn right_of(order: &Order, machine: &str) -> Right {
     match order {
         Order::CancelJob(_) => Right::Cancel,
         Order::RetryJob(_) => Right::Retry,
@@ -93,7 +95,7 @@ fn right_of(order: &Order) -> Right {
         // Who may begin a drill may say that a thing was done.
         Order::Proceed(_) => Right::Order(JobKind::PlanDrill),
         Order::Unprotect(order) if !order.keep_replica => Right::DeletePoints,
-        order => Right::Order(kind_of(order)),
+        order => Right::Order(kind_of(order, machine)),
     }
 }
 
@@ -135,8 +137,13 @@ async fn begin_as(
             | Order::DeletePolicy(_)
             | Order::ApplyPlan(_)
             | Order::DeletePlan(_)
-            | Order::RunPlan(_),
+            | Order::RunPlan(_)
+            | Order::SetGroup(_)
+            | Order::DeleteGroup(_),
         ) => begin(core, by, request, None, gate).await,
+        Some(Order::Bookmark(_)) if crate::groups::named(&request.machine).is_some() => {
+            begin(core, by, request, None, gate).await
+        }
         _ => {
             let machine = core.estate().machine_named(&request.machine).map(|entry| entry.row.id);
             let machine = machine.ok_or_else(|| no_machine(&request.machine))?;
@@ -151,6 +158,11 @@ pub(crate) const fn must_be_typed(kind: JobKind) -> bool {
         kind,
         JobKind::Failover
             | JobKind::Commit
+            | JobKind::ChangePoint
+            | JobKind::CancelFailover
+            | JobKind::Reprotect
+            | JobKind::Failback
+            | JobKind::Migrate
             | JobKind::Unprotect
             | JobKind::PlanFailover
             | JobKind::DeletePlan
@@ -172,8 +184,8 @@ async fn begin(
         Gate::Agreed(agreed) => Some(agreed),
         Gate::Ask | Gate::OfRun => None,
     };
-    let mut asked = asked(order)?;
     let now = core.world.now();
+    let mut asked = asked(order, &request.machine, now)?;
     let id = agreed.map_or_else(|| core.world.id(JobId::make), |agreed| agreed.job);
     let mut tx = core.store.begin().await?;
     let body = digest_of(request, &by.name);
@@ -220,6 +232,17 @@ async fn begin(
                 changes.clear();
             }
         }
+        if let Order::MoveMachine(order) = order {
+            plan::possible(JobKind::Move, row)?;
+            let estate = core.estate();
+            let entry = estate.machines.get(&row.id).ok_or_else(|| no_machine(&request.machine))?;
+            changes.push(Write::ProcessServer(relays::chosen(&estate, entry, &order.process_server)?));
+        }
+        if let Some(wanted) = crate::groups::wanted(&asked.params.point) {
+            let point = crate::groups::resolve(&core.estate(), row.id, wanted)?;
+            asked.detail.push_str(&format!(", which is {} of group {}", point.id, shown(&point.group)));
+            asked.params.point = point.id.to_string();
+        }
         policies::check(core, &mut asked, request, Some(row))?;
         let (more, begun) = plan::begin(asked.kind, &asked.params, row, id, &core.world)?;
         changes.extend(more);
@@ -228,6 +251,11 @@ async fn begin(
     if asked.kind.is_about_plans() {
         plans::check(core, &mut tx, &mut asked, request).await?;
     }
+    if asked.kind == JobKind::GroupBookmark {
+        let group = &asked.params.group;
+        tx.group(group).await?.filter(|row| !row.deleted).ok_or_else(|| crate::groups::no_group(group))?;
+    }
+    let group = Some(&asked.params.group).filter(|name| !name.is_empty()).map(|name| format!("group/{name}"));
     if row.is_none() {
         policies::check(core, &mut asked, request, None)?;
     }
@@ -256,7 +284,7 @@ async fn begin(
         version: 0,
         kind: asked.kind.name().to_owned(),
         machine,
-        machine_name: row.as_ref().map(|row| row.name.clone()).or(about).unwrap_or_default(),
+        machine_name: row.as_ref().map(|row| row.name.clone()).or(about).or(group).unwrap_or_default(),
         state: JobState::Queued,
         by: by.name.clone(),
         detail: asked.detail,

@@ -3,6 +3,7 @@
 use super::asked::Asked;
 use super::*;
 use crate::plans::{freeze, parse};
+use crate::store::jobs::FrozenPlan;
 use crate::store::plans::PlanRow;
 use crate::store::versions::VersionRow;
 use continuum_model::time::Timestamp;
@@ -88,7 +89,32 @@ pub(super) async fn check(
         .spares("nothing was changed")
         .remedy("mend the plan (continuum get plans -o yaml, continuum apply -f), or register them"));
     }
-    asked.params.plan = Some(frozen);
+    if let Some(wanted) = crate::groups::wanted(&asked.params.point) {
+        let estate = core.estate();
+        for (id, _) in frozen.machines() {
+            // Who is not in that group is brought up at its latest moment.
+            let group = estate.group_of(*id).map(|entry| entry.row.name.as_str());
+            let shares = match wanted.parse() {
+                Ok(point) => estate.group_points.get(&point).is_some_and(|point| point.machines.contains(id)),
+                Err(_) => group.is_some_and(|group| wanted.is_empty() || group == wanted),
+            };
+            if shares {
+                asked.params.shared.insert(*id, crate::groups::resolve(&estate, *id, wanted)?.id);
+            }
+        }
+        if asked.params.shared.is_empty() {
+            return Err(Fault::new(
+                FaultClass::NotReady,
+                "group.no-point",
+                format!("no machine of plan {} has such a shared point", shown(&plan.name)),
+            )
+            .affects("this order")
+            .spares("nothing was changed")
+            .remedy("see `continuum get groups`, or choose another point"));
+        }
+    }
+    let sha256 = crate::store::sha256(plan.text.as_bytes());
+    asked.params.plan = Some(FrozenPlan { version: plan.version, sha256, ..frozen });
     Ok(())
 }
 

@@ -70,6 +70,8 @@ pub(super) fn protect(core: &Core, row: &MachineRow, order: &pb::Protect) -> Res
         test_run: None,
         failed_over: None,
         answered_doubt: None,
+        start_at: None,
+        resync_now: false,
     })))
 }
 
@@ -96,6 +98,8 @@ pub(super) async fn at_once_effects(
             alert.acknowledged = true;
             tx.save_alert(alert).await?;
         }
+        Order::SetGroup(order) => crate::groups::set(core, tx, order).await?,
+        Order::DeleteGroup(order) => crate::groups::delete(tx, &order.group).await?,
         Order::RetryNow(_) if row.is_some_and(|row| row.protection.is_none()) => {}
         _ => {}
     }
