@@ -419,7 +419,10 @@ Examples:
   qemu-system-x86_64 -m 2G -drive 'file=URI,format=raw'")]
     Rescue(Rescue),
     /// Convert replication logs (.hrl) to and from a feed's frames, and put them onto an image, without any vault
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  continuum hrl convert 1.hrl 2.hrl all.feed\n  continuum hrl apply 1.hrl 2.hrl disk.raw --yes"
+    )]
     Hrl(Hrl),
     /// Copy a replica store with its whole history into object storage, without any vault
     #[command(after_help = "\

@@ -543,7 +543,7 @@ pub const REGISTRY: &[Entry] = &[
         ..entry(Action::Commit, "order.commit", "commit the failover")
     },
     Entry {
-        keys: &[(Menu, "i")],
+        keys: &[(Menu, "C")],
         words: &["change-point"],
         argument: Argument::Machine,
         needs: Needs::Order("change-point"),
@@ -561,7 +561,7 @@ pub const REGISTRY: &[Entry] = &[
         ..entry(Action::CancelFailover, "order.cancel-failover", "take the failover back")
     },
     Entry {
-        keys: &[(Menu, "w")],
+        keys: &[(Menu, "R")],
         words: &["reprotect"],
         argument: Argument::Machine,
         needs: Needs::Order("reprotect"),
@@ -579,7 +579,7 @@ pub const REGISTRY: &[Entry] = &[
         ..entry(Action::Failback, "order.failback", "failback (planned: lose nothing)")
     },
     Entry {
-        keys: &[(Menu, "s")],
+        keys: &[(Menu, "H")],
         words: &["unplanned-failback"],
         argument: Argument::Machine,
         needs: Needs::Order("failback"),
@@ -592,7 +592,7 @@ pub const REGISTRY: &[Entry] = &[
         )
     },
     Entry {
-        keys: &[(Menu, "m")],
+        keys: &[(Menu, "M")],
         words: &["complete-migration"],
         argument: Argument::Machine,
         needs: Needs::Order("complete-migration"),

@@ -232,9 +232,9 @@ pub fn lines(state: &State, machine: &pb::Machine, canvas: &Canvas<'_>, wide: us
         );
         let next = match machine.state.as_str() {
             "commit-pending" => {
-                "a, c makes it final; until then a, i takes another point and a, l takes it back"
+                "a, c makes it final; until then a, C takes another point and a, l takes it back"
             }
-            "committed" => "a, w brings it to its old source, which follows then; a, m lets it stay for good",
+            "committed" => "a, R brings it to its old source, which follows then; a, M lets it stay for good",
             "reprotecting" => "it runs there; its old source is brought up to it, and takes no writes",
             "reversed" => "it runs there and its old source follows; a, h brings it home",
             "migrated" => "it stays there: there is no way back",

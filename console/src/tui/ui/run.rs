@@ -216,7 +216,7 @@ fn next(lines: &mut Vec<Line>, job: &pb::Job) {
             "look at it there; then a, c commits, or a, i takes another one; Enter shows the machine"
         }
         ("commit", "succeeded" | "warnings") => {
-            "a, w brings it to its old source, so that it can come home; Enter shows the machine"
+            "a, R brings it to its old source, so that it can come home; Enter shows the machine"
         }
         ("reprotect", "succeeded" | "warnings") => {
             "the old source follows; a, h brings the machine home; Enter shows the machine"

@@ -176,7 +176,7 @@ mod tests {
         drop(stream);
         goes_on();
         let mut stream = connect();
-        assert_eq!(asked(&mut stream, "freeze 1"), "frozen");
+        assert_eq!(asked(&mut stream, "freeze 300"), "frozen");
         goes_on();
         assert_eq!(asked(&mut stream, "thaw"), "late");
         assert!(asked(&mut connect(), "open sesame").starts_with("say:"));

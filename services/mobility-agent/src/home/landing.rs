@@ -436,7 +436,9 @@ mod tests {
 
     fn open(dir: &Path, disk: &Arc<Disk>, view: &str) -> Landing {
         let disks = vec![disk.clone() as Arc<dyn BlockDevice>];
-        Landing::open(dir, machine(), disks, view, Timestamp::from_micros(1), 77).unwrap()
+        // Another view is another moment, and another branch.
+        let now = Timestamp::from_micros(1 + i64::from(view != "v") * 1_000_000);
+        Landing::open(dir, machine(), disks, view, now, 77).unwrap()
     }
 
     #[test]
