@@ -85,7 +85,8 @@ impl Landing {
         let fresh = goes_on.is_none();
         let state = goes_on.unwrap_or_else(|| State {
             view: view.to_owned(),
-            branch: now.to_string().replace([':', '.'], "-"),
+            // With a part of the view's name: a clock that went back makes no two of one name.
+            branch: format!("{}-{}", now.to_string().replace([':', '.'], "-"), tail(view)),
             made: now.to_string(),
             // The frame of a source that never was: the sender doubts it, and compares.
             number: 1,
@@ -324,6 +325,12 @@ impl Landing {
         }
         Ok(())
     }
+}
+
+/// The last characters of a name that is an id.
+fn tail(name: &str) -> &str {
+    let start = name.char_indices().rev().nth(7).map_or(0, |(at, _)| at);
+    &name[start..]
 }
 
 const fn blocks(size: u64) -> u64 {
