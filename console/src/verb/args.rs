@@ -844,8 +844,8 @@ pub struct Readiness {
     /// For which order
     #[arg(long = "for", value_enum, default_value_t, value_name = "ORDER")]
     pub order: Rehearsed,
-    /// At which moment: latest, processed, app, a point's id, or a time
-    #[arg(long, value_parser = point, default_value = "latest")]
+    /// At which moment: latest, processed, app, a point's id, a time, or group:NAME for what its group shares
+    #[arg(long, value_parser = shared, default_value = "latest")]
     pub point: String,
     /// Of a move: through which process server
     #[arg(long, default_value = "", hide_default_value = true)]
@@ -857,8 +857,8 @@ pub struct Readiness {
 pub struct TestFailover {
     /// Which machine, by name or id, or plan/NAME
     pub machine: String,
-    /// Which moment: latest (least loss), processed (least wait), app, a point's id, or a time: the newest moment at or before it
-    #[arg(long, value_parser = point, default_value = "latest")]
+    /// Which moment: latest (least loss), processed (least wait), app, group or group:NAME (what its group shares), a point's id, or a time: the newest moment at or before it
+    #[arg(long, value_parser = shared, default_value = "latest")]
     pub point: String,
     /// Where it fails, leave everything as it is, to be looked at
     #[arg(long)]
@@ -893,8 +893,8 @@ pub struct Failover {
     /// The source is stopped first, over restarts, and nothing is lost
     #[arg(long)]
     pub planned: bool,
-    /// Which moment: latest (least loss), processed (least wait), app, a point's id, or a time: the newest moment at or before it
-    #[arg(long, value_parser = point, required_if_eq("unplanned", "true"))]
+    /// Which moment: latest (least loss), processed (least wait), app, group or group:NAME (what its group shares), a point's id, or a time: the newest moment at or before it
+    #[arg(long, value_parser = shared, required_if_eq("unplanned", "true"))]
     pub point: Option<String>,
     /// Agreement.
     #[command(flatten)]
@@ -910,7 +910,7 @@ pub struct ChangePoint {
     /// Which machine, by name or id
     pub machine: String,
     /// Which moment: latest, processed, app, a point's id, or a time
-    #[arg(long, value_parser = point)]
+    #[arg(long, value_parser = shared)]
     pub point: String,
     /// Agreement.
     #[command(flatten)]
@@ -1589,6 +1589,12 @@ pub enum ProfilesAction {
 pub struct Logout {
     /// Which; else the one in use
     pub name: Option<String>,
+}
+
+/// A moment, or the one that a consistency group shares: which that is, the vault says.
+fn shared(text: &str) -> Result<String, String> {
+    let of_group = text == "group" || text.strip_prefix("group:").is_some_and(|name| !name.is_empty());
+    if of_group { Ok(text.to_owned()) } else { point(text) }
 }
 
 fn point(text: &str) -> Result<String, String> {
