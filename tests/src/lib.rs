@@ -4,11 +4,9 @@
 //!   state the source was in. Written against nothing of ours but the NBD client.
 //! - [`feed`]: a source in memory that feeds a store, for benches
 //! - [`lab`]: a lab of one's own for a test or a bench
-//! - [`network`]: network namespaces of one's own, and faults on the links between them
 //!
 //! `tests/run` runs everything; `tests/tests/lab/` holds the tests on a real lab.
 
 pub mod feed;
 pub mod lab;
-pub mod network;
 pub mod oracle;

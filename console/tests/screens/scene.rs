@@ -606,7 +606,7 @@ fn policy_report(policy: &pb::Policy) -> pb::ReadinessReply {
     let check = |change: &continuum_document::policy::Change| pb::Check {
         name: continuum_document::policy::label(change.field).into(),
         state: if change.loses { "warning" } else { "ok" }.into(),
-        detail: format!("{} → {}: {}", change.from, change.to, change.means),
+        detail: format!("{} to {}: {}", change.from, change.to, change.means),
         remedy: String::new(),
     };
     pb::ReadinessReply {

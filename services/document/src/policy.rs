@@ -13,12 +13,12 @@ pub const NAME_BYTES_MAX: usize = 253;
 
 /// Every field, what it is called on screens, and what to write.
 pub const FIELDS: [(&str, &str, &str); 13] = [
-    ("retention_seconds", "Keep everything for", "write whole seconds, such as 86400"),
+    ("retention_seconds", "Keep all for", "write whole seconds, such as 86400"),
     ("steps", "Then thin out", "write a list of {every_seconds: 3600, for_seconds: 604800}"),
     ("history_bytes_max", "History at most", "write whole bytes, or leave it out for no limit"),
     ("crash_point_seconds", "Point every", "write whole seconds, such as 300"),
     ("app_point_seconds", "App point every", "write whole seconds, or 0 for none"),
-    ("rpo_threshold_seconds", "Alarm when RPO over", "write whole seconds, such as 900"),
+    ("rpo_threshold_seconds", "RPO alarm over", "write whole seconds, such as 900"),
     ("staging_bytes_max", "Staging at most", "write whole bytes, such as 1073741824"),
     ("compression", "Compress", "write true or false"),
     ("encryption", "Encrypt at rest", "write true or false"),
@@ -294,6 +294,7 @@ pub fn told(policy: &Policy, field: &str) -> String {
         "crash_point_seconds" => words::span(p.crash_point_seconds),
         "app_point_seconds" => none_or(p.app_point_seconds, "none"),
         "rpo_threshold_seconds" => words::span(p.rpo_threshold_seconds),
+        "staging_bytes_max" if p.staging_bytes_max.0 == 0 => "half of the disks".into(),
         "staging_bytes_max" => words::size(p.staging_bytes_max.0),
         "compression" => yes(p.compression),
         "encryption" => yes(p.encryption),

@@ -156,7 +156,7 @@ impl Machine<'_> {
     }
 
     fn describe(&self) -> Value {
-        let output = self.estate.verb(&["describe", "machine", "web1"]).output().expect("continuum runs");
+        let output = self.estate.verb(&["describe", "machine", "app1"]).output().expect("continuum runs");
         serde_json::from_slice(&output.stdout).unwrap_or_default()
     }
 
@@ -184,24 +184,24 @@ impl Machine<'_> {
     #[track_caller]
     fn verify(&self) {
         self.until("it is whole", || self.is_whole());
-        let verified = self.estate.json(&["verify", "web1"]);
+        let verified = self.estate.json(&["verify", "app1"]);
         assert_eq!(verified["disks"][0]["equal"], true, "{verified}\n{}", self.estate.log());
     }
 
     /// Brings a point up for a look, and gives its disk.
     #[track_caller]
     fn brought_up(&self, point: &str) -> PathBuf {
-        let drill = self.estate.json(&["test-failover", "web1", "--point", point]);
+        let drill = self.estate.json(&["test-failover", "app1", "--point", point]);
         let endpoint = drill["machines"][0]["disks"][0]["endpoint"].as_str().expect("an endpoint").to_owned();
         let image = self.estate.path("looked-at.raw");
         let _ = std::fs::remove_file(&image);
         ran(Command::new("nbdcopy").arg(&endpoint).arg(&image));
-        self.estate.json(&["cleanup", "web1"]);
+        self.estate.json(&["cleanup", "app1"]);
         image
     }
 
     fn points(&self, kind: &str) -> Vec<Value> {
-        let points = self.estate.json(&["get", "points", "web1"]);
+        let points = self.estate.json(&["get", "points", "app1"]);
         let points = points.as_array().expect("a list").clone();
         points.into_iter().filter(|point| point["kind"] == kind).collect()
     }
@@ -269,7 +269,7 @@ fn a_kvm_guest_is_protected_without_touching_how_its_disks_are_attached() {
     let agent = format!(
         r#"
 [[agent]]
-name = "web1"
+name = "app1"
 site = "here"
 fabric = "kvm"
 dir = "{root}/agent"
@@ -289,7 +289,7 @@ node = "root"
     std::fs::write(&config, servers + &agent).expect("a file");
     let [_vault, _servers, agent] = estate.up(&config, ports[0]);
     machine.until("the guest writes", || machine.ticks() > 3);
-    estate.json(&["protect", "web1", "--to", "there"]);
+    estate.json(&["protect", "app1", "--to", "there"]);
     machine.until("it is protected", || machine.is_whole());
     // What is zero or was never written cost nothing.
     let first = journals(estate.dir.path());
@@ -303,7 +303,7 @@ node = "root"
     assert!(!needs_recovery(&image), "its file system was at rest");
     check_file_system(&image);
     let early = ledger(&image);
-    estate.json(&["bookmark", "web1", "by-hand"]);
+    estate.json(&["bookmark", "app1", "by-hand"]);
     let told = machine.points("bookmark");
     let image = machine.brought_up(told[0]["id"].as_str().expect("an id"));
     assert!(needs_recovery(&image), "it was in the middle of its work");
@@ -312,8 +312,8 @@ node = "root"
 
     // A cycle brings over what changed: the guest appends to one file.
     let before = journals(estate.dir.path());
-    estate.json(&["bookmark", "web1", "a"]);
-    estate.json(&["bookmark", "web1", "b"]);
+    estate.json(&["bookmark", "app1", "a"]);
+    estate.json(&["bookmark", "app1", "b"]);
     machine.until("it is there", || machine.points("bookmark").len() == 3);
     let cycles = journals(estate.dir.path()) - before;
     assert!(cycles < 4 * MIB, "{cycles} bytes of journal for a few appended lines");
@@ -394,7 +394,7 @@ node = "root"
     let ticks = machine.ticks();
     machine.until("the guest writes once more", || machine.ticks() > ticks);
     machine.until("it is whole", || machine.is_whole());
-    let failover = estate.json(&["failover", "web1", "--planned", "--yes", "--confirm", "web1"]);
+    let failover = estate.json(&["failover", "app1", "--planned", "--yes", "--confirm", "app1"]);
     assert_eq!(failover["outcome"], "succeeded", "{failover}\n{}", estate.log());
     let status = machine.monitor().run("query-status", json!({})).expect("a status");
     assert_eq!(status["status"], "shutdown", "it shut down, and stays");

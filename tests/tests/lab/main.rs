@@ -11,7 +11,6 @@ mod hooks;
 mod hostile;
 mod kvm;
 mod moments;
-mod network;
 mod partition;
 mod planned;
 mod plans;

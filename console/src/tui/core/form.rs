@@ -97,8 +97,6 @@ pub enum Kind {
     Span,
     /// A time, or this word for none.
     SpanOr(&'static str),
-    /// A size.
-    Size,
     /// A size, or this word for none.
     SizeOr(&'static str),
     /// Yes or no.
@@ -214,7 +212,7 @@ impl Form {
         rows.push(typed("crash_point_seconds", Kind::Span));
         rows.push(typed("app_point_seconds", Kind::SpanOr("none")));
         rows.push(typed("rpo_threshold_seconds", Kind::Span));
-        rows.push(typed("staging_bytes_max", Kind::Size));
+        rows.push(typed("staging_bytes_max", Kind::SizeOr("half of the disks")));
         rows.push(typed("compression", Kind::Choice));
         rows.push(typed("encryption", Kind::Choice));
         rows.push(typed("replication_interval_seconds", Kind::SpanOr("every write as it happens")));
@@ -536,9 +534,11 @@ fn take(row: &Row, policy: &mut Policy) -> Result<(), String> {
         Kind::Span => words::to_span(text)?,
         Kind::SpanOr(none) if text.is_empty() || text == none => 0,
         Kind::SpanOr(none) => words::to_span(text).map_err(|why| format!("{why}, or {none}"))?,
-        Kind::Size => words::to_size(text)?,
         Kind::SizeOr(none) if text.is_empty() || text == none => {
-            policy.history_bytes_max = None;
+            match row.field {
+                "staging_bytes_max" => policy.staging_bytes_max = Bytes(0),
+                _ => policy.history_bytes_max = None,
+            }
             return Ok(());
         }
         Kind::SizeOr(none) => words::to_size(text).map_err(|why| format!("{why}, or {none}"))?,

@@ -74,16 +74,6 @@ fn of_job(job: &pb::Job, canvas: &Canvas<'_>, wide: usize) -> Vec<Line> {
 fn of_policy(state: &State, policy: &pb::Policy, canvas: &Canvas<'_>, wide: usize) -> Vec<Line> {
     let version = if policy.version == 0 { String::new() } else { format!("  version {}", policy.version) };
     let mut lines = vec![vec![span(policy.name.clone(), Role::Title), span(version, Role::Muted)]];
-    match continuum_wire::policy::from_message(policy) {
-        Ok(read) => {
-            let fields = continuum_document::policy::FIELDS.iter().filter(|(field, ..)| *field != "name");
-            for (field, label, _) in fields {
-                let told = continuum_document::policy::told(&read, field);
-                said(&mut lines, label, &told, Role::Text, wide);
-            }
-        }
-        Err(why) => said(&mut lines, "", &canvas.marked(Mark::Fail, &why), Role::Fail, wide),
-    }
     let under = state.estate.machines_under(&policy.name);
     let names: Vec<&str> = under.iter().take(20).map(|machine| machine.name.as_str()).collect();
     let more = under.len().saturating_sub(names.len());
@@ -94,6 +84,16 @@ fn of_policy(state: &State, policy: &pb::Policy, canvas: &Canvas<'_>, wide: usiz
         format!("{}{more}", names.join(", "))
     };
     said(&mut lines, "Under it", &told, Role::Text, wide);
+    match continuum_wire::policy::from_message(policy) {
+        Ok(read) => {
+            let fields = continuum_document::policy::FIELDS.iter().filter(|(field, ..)| *field != "name");
+            for (field, label, _) in fields {
+                let told = continuum_document::policy::told(&read, field);
+                said(&mut lines, label, &told, Role::Text, wide);
+            }
+        }
+        Err(why) => said(&mut lines, "", &canvas.marked(Mark::Fail, &why), Role::Fail, wide),
+    }
     lines
 }
 

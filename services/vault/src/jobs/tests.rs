@@ -530,6 +530,8 @@ async fn check(kind: JobKind, core: &Arc<Core>, scene: &Scene, why: &str) -> Job
     let stopped = match kind {
         // What was reversed and is given up stays stopped: the machine is elsewhere.
         JobKind::Reprotect => kept.stopped || done,
+        // An agent that did not answer lets its machine write when it hears of the new epoch.
+        JobKind::Failback if job.state == JobState::Warnings => kept.stopped,
         JobKind::Failback => !done,
         _ => job.params.planned && done,
     };

@@ -345,7 +345,7 @@ fn change_check(change: &Change) -> pb::Check {
     pb::Check {
         name: continuum_document::policy::label(change.field).into(),
         state: if change.loses { "warning" } else { "ok" }.into(),
-        detail: format!("{} → {}{means}", change.from, change.to),
+        detail: format!("{} to {}{means}", change.from, change.to),
         remedy: String::new(),
     }
 }
@@ -633,7 +633,7 @@ fn home_checks(
             "direction",
             "warning",
             &format!(
-                "{recovery} → {site}: the disks of {machine} at {site} will be OVERWRITTEN where they differ from what runs at {recovery}"
+                "{recovery} to {site}: the disks of {machine} at {site} will be OVERWRITTEN where they differ from what runs at {recovery}"
             ),
             "what they hold now is kept there in a branch: continuum branch",
         )),
@@ -654,7 +654,7 @@ fn home_checks(
             checks.push(check(
                 "direction",
                 "warning",
-                &format!("{recovery} → {site}: what runs at {recovery} stops, and {machine} runs at {site}"),
+                &format!("{recovery} to {site}: what runs at {recovery} stops, and {machine} runs at {site}"),
                 "",
             ));
         }

@@ -207,7 +207,7 @@ impl Tx {
     pub(crate) async fn save_job(&mut self, mut job: JobRow) -> Result<JobRow, StoreError> {
         let written = sqlx::query(
             "UPDATE job SET version = version + 1, state = $1, detail = $2, facts = $3, fault = $4, attempt = $5, \
-             cancel = $6, started_us = $7, ended_us = $8 WHERE id = $9 AND version = $10",
+             cancel = $6, started_us = $7, ended_us = $8, params = $9 WHERE id = $10 AND version = $11",
         )
         .bind(job.state.name())
         .bind(job.detail.clone())
@@ -217,6 +217,7 @@ impl Tx {
         .bind(i64::from(job.cancel))
         .bind(job.started.map(Timestamp::micros))
         .bind(job.ended.map(Timestamp::micros))
+        .bind(to_json("job", &job.params)?)
         .bind(job.id.to_string())
         .bind(signed(job.version))
         .execute(&mut *self.inner)

@@ -224,7 +224,7 @@ fn told(changes: &[Change]) -> String {
     }
     let told = changes.iter().map(|change| {
         let means = if change.means.is_empty() { String::new() } else { format!(" ({})", change.means) };
-        format!("{} {} → {}{means}", change.field, change.from, change.to)
+        format!("{} {} to {}{means}", change.field, change.from, change.to)
     });
     limited(&told.collect::<Vec<_>>().join("; "), 2000)
 }
