@@ -9,7 +9,6 @@ mod headless;
 mod home;
 mod hooks;
 mod hostile;
-mod kvm;
 mod moments;
 mod partition;
 mod planned;

@@ -105,7 +105,7 @@ fn policies_live_as_texts_and_people_by_tokens() {
     tmux.keys(&["8"]);
     tmux.shows("Under it");
     tmux.keys(&["e"]);
-    tmux.shows("Review and order");
+    tmux.shows("Policy bronze");
     tmux.keys(&["Down", "C-u", "s", "o", "o", "n"]);
     tmux.shows("write a time, such as");
     tmux.keys(&["C-u", "2", "Space", "h"]);

@@ -291,7 +291,9 @@ async fn an_order_that_needs_four_eyes_waits_for_another_person_and_for_what_was
 
     // An order whose machine is in another epoch by now waits on: what was looked at does not happen any more.
     let digest = unprotect.approval.clone().expect("an approval").digest;
-    assert_eq!(code_of(&grace, answer(&unprotect, &digest)).await, "approval.changed");
+    // Whichever check finds it first: that of the machine's state, or that of the digest.
+    let refused = code_of(&grace, answer(&unprotect, &digest)).await;
+    assert!(matches!(refused.as_str(), "approval.changed" | "protection.illegal-move"), "{refused}");
     assert_eq!(lab.job(&unprotect.id).await.state, "waiting");
     // Whoever gave it takes it back.
     lab.order(Order::CancelJob(pb::CancelJob { job: unprotect.id.clone() })).await.expect("taken back");
