@@ -3,7 +3,7 @@
 //! - [`args`]: the command line and its help
 //! - [`get`], [`describe`]: what there is
 //! - [`apply`]: policies and plans as texts; [`access`]: who is let in, what was done, four eyes
-//! - [`order`], [`consent`], [`follow`], [`progress`]: what is to be done, agreed to, and watched
+//! - [`order`], `consent`, [`follow`], [`progress`]: what is to be done, agreed to, and watched
 //! - [`inspect`], [`export`], [`rescue`], [`archive`], [`hrl`]: stores and logs by hand, where no vault is alive
 //! - [`report`]: how drills and failovers went
 //! - [`doctor`], [`session`], [`manual`]: this machine, its profiles, its documentation
