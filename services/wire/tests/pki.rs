@@ -81,7 +81,11 @@ fn names_come_from_the_identity_and_never_from_the_request() {
     assert_eq!(Identity::of_certificate(&pem.contents).unwrap(), identity);
     assert!(!certificate.is_ca());
     let usage = certificate.extended_key_usage().unwrap().unwrap();
-    assert!(usage.value.client_auth && !usage.value.server_auth);
+    // An agent asks, and answers the members of its consistency group: nothing else, whatever was asked for.
+    let usage = usage.value;
+    assert!(
+        usage.client_auth && usage.server_auth && !usage.any && !usage.code_signing && usage.other.is_empty()
+    );
     let text = format!("{certificate:?}");
     assert!(!text.contains("example.invalid") && certificate.subject().iter_organization().next().is_none());
     // Seven days for an agent, begun a little early for clocks that run behind.
